@@ -4,7 +4,8 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children
+
+import psutil
 
 from loadtest.sizing.trial import FleetOutcome, SizingBench, SizingTrial, try_fleet
 from loadtest.stops import STOPS
@@ -68,7 +69,7 @@ def trial_pool(bench: SizingBench, jobs: int) -> Iterator[TrialPool]:
         yield TrialPool(bench, jobs, executor)
     except KeyboardInterrupt:
         executor.shutdown(wait=False, cancel_futures=True)
-        for process in active_children():  # nobody waits for what they simulate
+        for process in psutil.Process().children():  # nobody waits for what they simulate
             process.terminate()
         raise
     finally:

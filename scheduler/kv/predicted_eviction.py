@@ -106,7 +106,7 @@ class Predicted:
         """The groups of these. Contents that nobody has asked for yet (an answer) are of the kind of what precedes them."""
         groups: list[Cohort] = []
         fresh: Cohort | None = None
-        before: bytes | None = None
+        before: _Known | None = None  # which may be forgotten meanwhile
         for key in keys:
             known = self._known.get(key)
             if known is None:
@@ -117,9 +117,9 @@ class Predicted:
                 self._remember(key, known)
                 self._note(key)
                 if before is not None:
-                    self._known[before].continuations += 1
+                    before.continuations += 1
             groups.append(known.group)
-            before = key
+            before = known
         return groups
 
     # --- what is learned ---

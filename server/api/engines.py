@@ -60,11 +60,12 @@ async def _list(call: Call) -> EngineList:
 def keepers_of(context: ServerContext) -> tuple[KeeperAnswer | None, dict[str, KeeperAnswer]]:
     """What operators are told of the keeper of this machine, if it has one, and of those of nodes, by their addresses."""
     reports = {} if context.keepers is None else context.keepers.reports()
-    answers = {node: _keeper_answer(report) for node, report in reports.items()}
+    answers = {node: keeper_answer(report) for node, report in reports.items()}
     return answers.pop("", None), answers
 
 
-def _keeper_answer(report: KeeperReport) -> KeeperAnswer:
+def keeper_answer(report: KeeperReport) -> KeeperAnswer:
+    """What operators are told of a keeper."""
     trouble = None if report.trouble is None else for_clients(report.trouble)
     return KeeperAnswer(state=report.state, trouble=trouble, restarts=sum(report.restarts.values()))
 

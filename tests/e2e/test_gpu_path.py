@@ -24,8 +24,8 @@ PROMPTS = [[*PREFIX, 7 * i + 3, i + 40] for i in range(2)] + [[9, 8, 7]]
 SAMPLED = [
     {},
     {"top_p": 0.8, "logprobs": 3},
-    {"presence_penalty": 1.5, "repetition_penalty": 1.2},
-    {"bad_words": ["nn"], "logit_bias": {"110": 4}},
+    pytest.param({"presence_penalty": 1.5, "repetition_penalty": 1.2}, marks=pytest.mark.long),
+    pytest.param({"bad_words": ["nn"], "logit_bias": {"110": 4}}, marks=pytest.mark.long),
     {"prompt_logprobs": 1, "logprobs": 2, "echo": True},
 ]
 FLAGS = ("--block-size", "16", "--kv-blocks", "30", "--max-step-tokens", "16")
@@ -146,6 +146,7 @@ def test_ranks_end_together_and_a_new_engine_serves(serve, exact, victim, reques
     assert not re.search("fatal|traceback|warning", "".join(server.output[said:]), re.IGNORECASE)
 
 
+@pytest.mark.long
 def test_what_cannot_be_split_is_refused_with_a_sentence(serve):
     server = serve("--device", "cuda", "--tensor-parallel", "4", wait=False)
     server.wait_for(r"--tensor-parallel 4: 2 attention heads cannot be split over 4 ranks evenly")

@@ -106,7 +106,9 @@ def kill(server, name):
     raise AssertionError(f"no process of {name}")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] * (case == "two choices")) for case in CASES]
+)
 def test_answers_are_those_of_one_engine(apart, server, case):
     before = hand_overs(apart, "loaded", "computed")
     number = list(CASES).index(case)

@@ -142,7 +142,7 @@ class Lanes:
         return [chunk.length for chunk in merged.chunks]
 
 
-@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.long), 7])
 def test_small_chunks(smollm2_decoder, prompts, reference, chunk):
     some = prompts[: COUNT if WHOLE or chunk > 1 else -LONG]  # one token at a time, a long one takes a while
     output = OUTPUT if WHOLE else OUTPUT // 3

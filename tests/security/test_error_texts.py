@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.types.messages import Failed, FinishReason, Output
-from server.api.engines import keeper_of
+from server.api.engines import keeper_answer
 from server.errors import for_clients
 from server.stream.submission import raise_failure
 from tests.server.api.scripted import Server, run
@@ -103,7 +103,7 @@ def test_what_is_said_while_no_engine_starts(name):
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_what_is_said_of_a_keeper(name):
-    told = keeper_of(SimpleNamespace(state="dead", trouble=HARMFUL[name], restarts={"died": 4, "hung": 1}))
+    told = keeper_answer(SimpleNamespace(state="dead", trouble=HARMFUL[name], restarts={"died": 4, "hung": 1}))
     assert told.restarts == 5 and told.trouble and not INTERNAL.search(told.trouble)
 
 

@@ -30,15 +30,19 @@ class NodeKeepers:
     async def run(self) -> None:
         """Ask until `stop`."""
         while not self._stop.is_set():
-            try:
-                self._reports = await asyncio.to_thread(self._cluster.keepers)
-            except NodeLost as error:
-                silent = {
-                    node: replace(each, state="hanging", trouble=str(error)) for node, each in self._reports.items()
-                }
-                self._reports = silent
+            reports = await self._ask()
+            if self._stop.is_set():  # meanwhile
+                return
+            self._reports = reports
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _LOOK_SECONDS)
+
+    async def _ask(self) -> Mapping[str, KeeperReport]:
+        try:
+            return await asyncio.to_thread(self._cluster.keepers)
+        except NodeLost as error:
+            last = self._reports.items()
+            return {node: replace(each, state="hanging", trouble=str(error)) for node, each in last}
 
     async def stop(self, flush_seconds: float, grace: float = 2.0) -> None:
         """Let them write for so long what would be lost with them, and end within `grace` seconds more."""

@@ -32,7 +32,7 @@ def decoding(model, count=5):
 
 
 # In the other model two of three layers have a window: their rows are not grouped.
-@pytest.mark.parametrize("name", ["llama", "qwen2-sliding"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.long), "qwen2-sliding"])
 def test_shared_prefixes_change_no_more_than_the_order_of_sums(tiny_model, name):
     folder = tiny_model(name)[1]
     apart, together = gpu_model(folder), gpu_model(folder, least_saved=0)

@@ -103,7 +103,7 @@ def test_drawn_tokens_are_the_same_with_guesses_and_when_resumed(folder):
         assert resumed.outputs["drawn"] == whole["drawn"][cut:]
 
 
-@pytest.mark.parametrize("cut", [1, 4, 6])
+@pytest.mark.parametrize("cut", [4, *(pytest.param(cut, marks=pytest.mark.long) for cut in (1, 6))])
 def test_requests_cut_anywhere_are_resumed(folder, plain, cut):
     said = {name: tokens[:cut] for name, tokens in plain.outputs.items()}
     engine = serve(InAdvance(*gpu_worker(folder, BLOCKS), BLOCKS), ASKED, said)

@@ -152,6 +152,7 @@ class TestFast:
         assert sum("serving goes on without it" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.long
 def test_in_fp32(smollm2_decoder, prompts, tmp_path):
     """Swap, host, disk, part and codec in one go; the reference is the same engine without tiers, which transformers agrees to."""
     some, output = prompts[COUNT // 2 : -LONG][:3], 32  # the first that fill a block

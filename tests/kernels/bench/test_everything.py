@@ -72,6 +72,7 @@ def alive(pid):
     return state.rsplit(")", 1)[1].split()[0] not in "ZX"
 
 
+@pytest.mark.long
 def test_what_a_slow_part_has_started_and_written_goes_with_it(tmp_path):
     said = tmp_path / "said"
     run_all(None, (Part("slow", ("-c", HOLDS, str(said)), 5.0),))

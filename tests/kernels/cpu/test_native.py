@@ -25,13 +25,20 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="session", params=[variant.name for variant in VARIANTS])
+@pytest.fixture(
+    scope="session",
+    params=[
+        # That in the middle is built with the long tests only: it takes 15 s.
+        pytest.param(variant.name, marks=[pytest.mark.long] * (0 < place < len(VARIANTS) - 1))
+        for place, variant in enumerate(VARIANTS)
+    ],
+)
 def ops(request):
     """Each variant, on two threads."""
     variant = next(variant for variant in VARIANTS if variant.name == request.param)
     if variant not in supported():
         pytest.skip(f"this processor lacks {sorted(variant.needs)}")
-    build(supported())  # in parallel
+    build([variant])
     return NativeOps(variant.library, 2)
 
 

@@ -204,6 +204,7 @@ def test_what_cannot_be_planned_is_refused(more, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_each_layout_is_simulated_at_each_rate_once_for_all_scales():
     made = bench(1500, 120, Objective(ttft=0.5, tpot=0.012))
     seen: list[tuple[Layout, float]] = []

@@ -61,6 +61,7 @@ def test_roles_that_follow_the_mix_beat_every_fixed_split(fixed):
     assert met > 0.04 + simulate(fixed, LONG_PROMPTS, LONG_ANSWERS)[0]
 
 
+@pytest.mark.long
 def test_a_steady_mix_is_found_and_kept():
     met, switches = simulate("ppdd", LONG_PROMPTS, LONG_PROMPTS, switches=True)
     assert [(made.before, made.after) for made in switches] == [(Role.DECODE, Role.PREFILL)]

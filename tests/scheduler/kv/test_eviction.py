@@ -306,3 +306,12 @@ def test_what_is_known_behind_something_that_is_not_is_counted_once():
     for keys in ([b"begin", b"end"], [b"another", b"end"]):
         order.on_lookup(keys, 0)
         order.check_integrity()
+
+
+def test_what_precedes_an_answer_may_be_forgotten_while_the_answer_is_noted():
+    order = Predicted(1)
+    first, *others = keys(*range(order._remembers))
+    for asked in (first, *others):  # as many as are remembered; the first is the next to be forgotten
+        order.on_lookup([asked], 0)
+    order.add(first, *keys(1000, 1001))
+    assert {order.victim() for _ in range(3)} == {first, *keys(1000, 1001)}
