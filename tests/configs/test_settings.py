@@ -69,6 +69,7 @@ PAIRS = [
     ({"priority_aging_seconds": 5.0}, {"scheduling": "fcfs"}, {"scheduling": "throughput"}),
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
     ({"cpu_precision": "fast"}, {"block_size": 8}, {"block_size": 16}),
+    ({"speculation": "lookup"}, {"gpu_kv": "fp8"}, {"gpu_kv": "auto"}),
     ({"host": "::"}, {"uds": "x.sock"}, {"uds": None}),
     ({"port": 80}, {"uds": "x.sock"}, {"uds": None}),
     ({"tls_key": "k.pem"}, {"tls_cert": None}, {"tls_cert": "c.pem"}),

@@ -169,6 +169,16 @@ def test_the_parts_of_the_queue_time_for_the_access_log():
     assert lifetime.waits() == {"validation_ms": 50.0, "waiting_ms": 400.0}
 
 
+def test_guesses_are_those_of_all_engines_that_had_the_sequence():
+    lifetime = Lifetime(received=1.0)
+    for accepted in (2, 5):  # each is all so far of one engine
+        lifetime.absorb(RequestTimes(queued=1.1, scheduled=1.5, drafts_accepted=accepted, drafts_rejected=1))
+    assert (lifetime.drafts_accepted, lifetime.drafts_rejected) == (5, 1)
+    lifetime.replayed()
+    lifetime.absorb(RequestTimes(queued=2.1, scheduled=2.5, drafts_accepted=4, drafts_rejected=3))
+    assert (lifetime.drafts_accepted, lifetime.drafts_rejected) == (9, 4)
+
+
 def test_timings_of_an_early_end_are_zero_not_wrong():
     lifetime = Lifetime(received=1.0, prompt_tokens=30)
     assert lifetime.timings() == {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0, "total_ms": 0.0}

@@ -197,6 +197,31 @@ def test_keepers_of_nodes_are_as_their_nodes_last_said(monkeypatch):
     run(body)
 
 
+def test_an_answer_that_comes_after_the_stop_changes_nothing(monkeypatch):
+    monkeypatch.setattr(keepers, "_LOOK_SECONDS", 0.001)
+    ready = KeeperReport(state="ready", trouble=None, restarts={"died": 0, "hung": 0})
+    asked, answer = threading.Event(), threading.Event()
+
+    class Slow(ScriptedCluster):
+        def keepers(self):
+            if watched.reports():  # the second time
+                asked.set()
+                answer.wait(10)
+            return {"10.0.0.1": ready}
+
+    watched = keepers.NodeKeepers(Slow())
+
+    async def body():
+        running = asyncio.create_task(watched.run())
+        await eventually(asked.is_set)
+        await watched.stop(3.0)
+        answer.set()
+        await running
+        assert watched.reports()["10.0.0.1"].state == "stopped"
+
+    run(body)
+
+
 def test_nodes_without_tiers_have_no_keepers_to_be_asked():
     launcher = NodeLauncher(["engine"], ScriptedCluster())
     assert launcher.keepers is None
