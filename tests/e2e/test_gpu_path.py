@@ -26,7 +26,7 @@ SAMPLED = [
     {"top_p": 0.8, "logprobs": 3},
     pytest.param({"presence_penalty": 1.5, "repetition_penalty": 1.2}, marks=pytest.mark.long),
     pytest.param({"bad_words": ["nn"], "logit_bias": {"110": 4}}, marks=pytest.mark.long),
-    {"prompt_logprobs": 1, "logprobs": 2, "echo": True},
+    pytest.param({"prompt_logprobs": 1, "logprobs": 2, "echo": True}, marks=pytest.mark.long),
 ]
 FLAGS = ("--block-size", "16", "--kv-blocks", "30", "--max-step-tokens", "16")
 

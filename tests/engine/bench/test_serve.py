@@ -86,6 +86,7 @@ def test_no_wake_is_lost_before_the_wait():
     wire.wait(0.01)
 
 
+@pytest.mark.long
 def test_a_second_load_starts_from_an_empty_cache():
     bench = ServeBench(TINY, torch.device("cpu"), torch.float32, Load(requests=1, prompt=40, output=2, step_tokens=64))
     served = [bench.serve(name, 1) for name in ("same", "same")]

@@ -57,7 +57,7 @@ def test_staggered_arrival(build, prompts, alone):
     assert [engine.outputs[f"p{i}"] for i in range(COUNT)] == alone
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 512])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.long), 7, 512])
 def test_chunks(build, prompts, alone, chunk):
     some = prompts[:-LONG] if chunk == 1 else prompts  # without the long ones: one row at a time takes a while
     assert generate(build(max_step_tokens=chunk), some) == alone[: len(some)]

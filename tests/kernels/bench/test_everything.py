@@ -135,6 +135,7 @@ def test_checks_are_counted_and_skips_alone_are_no_pass(chosen, code, passed, sk
     assert not part["figures"]["unfinished"]
 
 
+@pytest.mark.long
 def test_a_test_that_is_too_slow_costs_itself_only_and_what_a_killed_run_had_is_kept(tmp_path):
     part = checked(checks(tmp_path, "one or four", "--test-seconds", "0.2"), tmp_path)
     assert part["rc"] == 1 and part["figures"]["passed"] == 1
