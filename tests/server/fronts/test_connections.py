@@ -133,8 +133,11 @@ def test_bodies_that_are_on_their_way_are_refused_when_the_server_says_so():
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\nsome")
         await eventually(lambda: server.processes.figures()[0].connections == 1)
-        server.processes.end_receiving(Unavailable("It ends."))
-        ((status, _, body),) = answers(await reader.read())
+        answered = asyncio.create_task(reader.read())
+        while not answered.done():  # a connection is told of before what it brings has been read
+            server.processes.end_receiving(Unavailable("It ends."))
+            await asyncio.sleep(0.01)
+        ((status, _, body),) = answers(answered.result())
         assert status == 503 and json.loads(body)["error"]["message"] == "It ends."
         writer.close()
 
