@@ -9,11 +9,9 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.drafting.history import LONGEST, longest_match
+from engine.drafting.history import LONGEST, Tokens, longest_match
 
-Tokens = npt.NDArray[np.int32]
 _SCOPES = 32  # the last ones that were used are kept
 _KEPT = 16_384  # tokens of each, and at most as many again before the oldest go
 _END = -1  # between answers: no token

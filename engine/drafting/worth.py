@@ -7,7 +7,8 @@ of the whole engine. So it is worth its row if
     chance > seconds of a row * tokens a second
 
 which also makes their ratio the largest (Dinkelbach 1967, "On nonlinear fractional programming"): at the best choice the last guess
-that is taken brings as much for its time as all the rest. Both figures are measured, on steps that only decode.
+that is taken brings as much for its time as all the rest. Both figures are measured, on steps that only decode; a guess has to be
+better than that by a margin.
 """
 
 _MEMORY = 0.98  # weight of a step relative to the next one: about 50 steps count
