@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.types.messages import IDLE_PRIORITY
+from scheduler.types.messages import IDLE_PRIORITY, FinishReason
 from tests.scheduler.sim import Engine
 from tests.scheduler.test_seam_tokens import ToyDrafter
 
@@ -93,3 +93,17 @@ def test_the_scheduler_tells_what_became_of_guesses():
     assert all(0 <= accepted <= proposed <= 4 for _, proposed, accepted in told)
     assert sum(tokens for _, tokens in seen) == 3 * 30 - 3, "the first token of each comes with its prompt"
     assert sum(rows for rows, _ in seen) > stats.drafts_proposed
+
+
+def test_what_was_guessed_right_behind_an_end_is_not_counted():
+    """The worker knows no ends: it samples as far as guesses hold."""
+    engine = Engine(blocks=400, drafter=ToyDrafter(16, 0.0), max_step_tokens=64, context=400)
+    for i in range(30):
+        engine.add(f"r{i}", [1 + i, 2, 3], max_tokens=100)
+    engine.drain()
+    ended = [name for name, end in engine.ends.items() if end.finish_reason is FinishReason.STOP]
+    assert ended, "some end in the middle of what was guessed"
+    for name, end in engine.ends.items():
+        counted, got = end.times.drafts_accepted, len(engine.outputs[name])
+        assert counted < got, "the first token of an answer is never a guess"
+    assert engine.scheduler.stats.drafts_accepted == sum(end.times.drafts_accepted for end in engine.ends.values())
