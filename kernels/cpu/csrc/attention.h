@@ -83,15 +83,12 @@ struct Partial {
 
 inline void merge(Partial& into, const Partial& part, int64_t dim) {
   float most = std::max(into.most, part.most);
-  const f32x16 scale = exp2(f32x16{into.most - most, part.most - most});
-  const float keep = scale[0], take = scale[1];
+  const float keep = exp2(splat(into.most - most))[0], take = exp2(splat(part.most - most))[0];
   for (int64_t d = 0; d < dim; d += LANES)
     store(into.out + d, fma(load<f32x16>(part.out + d), splat(take), load<f32x16>(into.out + d) * splat(keep)));
   into.total = into.total * keep + part.total * take;
   into.most = most;
 }
-
-inline i32x16 lanes() { return i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 // One layer and KV head of one sequence.
 struct Keys {

@@ -30,7 +30,7 @@ constexpr int TILE = 16;
 #if defined(__AVX512F__)
 constexpr int ROWS = 4, TILES = 4;
 #else
-constexpr int ROWS = 2, TILES = 2;
+constexpr int ROWS = 3, TILES = 2;
 #endif
 constexpr int AHEAD = 4096;  // bytes asked for in advance by a single row, which reads one tile after the other
 
@@ -79,7 +79,7 @@ struct Activations {
 // magnitudes compare like the magnitudes themselves, infinity and NaN above all others.
 inline float magnitude(f32x16 a, f32x16 b) {
   const i32x16 x = (i32x16)a & 0x7fffffff, y = (i32x16)b & 0x7fffffff;
-  const int32_t most = largest(x > y ? x : y);
+  const int32_t most = largest(select(x > y, x, y));
   return most < 0x7f800000 ? load<float>(&most) : __builtin_nanf("");
 }
 

@@ -106,11 +106,13 @@ inline void turn(float* x, int64_t dim, const float* weight, float eps, const fl
 
 // Add -inf to the logits of one row whose tokens' bits are not set, 32 tokens a word. A NaN stays one, and +inf becomes one.
 inline void mask_row(float* row, const uint32_t* allowed, int64_t tokens) {
-  const u32x16 lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  alignas(64) static constexpr uint32_t PLACES[] = {1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7,
+                                                    1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  const u32x16 places = load<u32x16>(PLACES);
   for (int64_t i = 0; i + LANES <= tokens; i += LANES) {
     const uint32_t bits = allowed[i / 32] >> i % 32 & 0xffff;
     if (bits == 0xffff) continue;
-    const i32x16 barred = (i32x16)((lanes & bits) == 0u);
+    const i32x16 barred = (i32x16)((places & bits) == 0u);
     store(row + i, load<f32x16>(row + i) + (f32x16)((u32x16)barred & 0xff800000u));
   }
   for (int64_t i = tokens / LANES * LANES; i < tokens; i++)

@@ -10,23 +10,52 @@
 #include <cstdint>
 #include <cstring>
 
+#include "wide.h"
+
 namespace headrace {
 
+#if defined(__AVX512F__)
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
+#else
+typedef Wide<float> f32x16;
+typedef Wide<int32_t> i32x16;
+typedef Wide<uint32_t> u32x16;
+#endif
 typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+template <class V>
+struct Memory {
+  static V load(const void* from) {
+    V out;
+    std::memcpy(&out, from, sizeof out);
+    return out;
+  }
+  static void store(void* to, V value) { std::memcpy(to, &value, sizeof value); }
+};
+// Half by half: as one object it would be copied by way of the stack, in pieces that the loads after it have to wait for.
+template <class T>
+struct Memory<Wide<T>> {
+  static Wide<T> load(const void* from) {
+    const __m256i* halves = (const __m256i*)from;
+    return {(typename Wide<T>::Half)_mm256_loadu_si256(halves), (typename Wide<T>::Half)_mm256_loadu_si256(halves + 1)};
+  }
+  static void store(void* to, const Wide<T>& value) {
+    __m256i* halves = (__m256i*)to;
+    _mm256_storeu_si256(halves, (__m256i)value.lo);
+    _mm256_storeu_si256(halves + 1, (__m256i)value.hi);
+  }
+};
 
 template <class V>
 inline V load(const void* from) {
-  V out;
-  std::memcpy(&out, from, sizeof out);
-  return out;
+  return Memory<V>::load(from);
 }
-
 template <class V>
 inline void store(void* to, V value) {
-  std::memcpy(to, &value, sizeof value);
+  Memory<V>::store(to, value);
 }
 
 // Ask for `bytes` from `at` on, into the second level of cache: it takes more requests at once than the first.
@@ -35,7 +64,6 @@ inline void prefetch(const void* at, int64_t bytes) {
 }
 
 inline f32x16 splat(float x) { return f32x16{} + x; }
-inline f32x16 to_float(i32x16 x) { return __builtin_convertvector(x, f32x16); }
 
 // --- what an instruction set gives -------------------------------------------------------------------------------------
 #if defined(__AVX512F__)
@@ -49,59 +77,67 @@ inline float sum(f32x16 a) { return _mm512_reduce_add_ps((__m512)a); }
 inline int32_t sum(i32x16 a) { return _mm512_reduce_add_epi32((__m512i)a); }
 inline float largest(f32x16 a) { return _mm512_reduce_max_ps((__m512)a); }
 inline int32_t largest(i32x16 a) { return _mm512_reduce_max_epi32((__m512i)a); }
+inline f32x16 to_float(i32x16 x) { return (f32x16)_mm512_cvtepi32_ps((__m512i)x); }
+inline i32x16 widen(u8x16 x) { return (i32x16)_mm512_cvtepu8_epi32((__m128i)x); }
+inline i32x16 widen(i8x16 x) { return (i32x16)_mm512_cvtepi8_epi32((__m128i)x); }
 
 #else
 
-inline __m256 low(f32x16 a) { return load<__m256>(&a); }
-inline __m256 high(f32x16 a) { return load<__m256>((const char*)&a + 32); }
-inline f32x16 both(__m256 a, __m256 b) {
-  f32x16 out;
-  std::memcpy(&out, &a, 32);
-  std::memcpy((char*)&out + 32, &b, 32);
-  return out;
-}
+inline f32x16 both(__m256 a, __m256 b) { return {(f32x16::Half)a, (f32x16::Half)b}; }
+inline i32x16 both(__m256i a, __m256i b) { return {(i32x16::Half)a, (i32x16::Half)b}; }
+
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
-  return both(_mm256_fmadd_ps(low(a), low(b), low(c)), _mm256_fmadd_ps(high(a), high(b), high(c)));
+  return both(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
 }
-inline f32x16 max(f32x16 a, f32x16 b) {
-  return both(_mm256_max_ps(low(a), low(b)), _mm256_max_ps(high(a), high(b)));
-}
-inline i32x16 to_int(f32x16 a) {
-  i32x16 out;
-  __m256i l = _mm256_cvtps_epi32(low(a)), h = _mm256_cvtps_epi32(high(a));
-  std::memcpy(&out, &l, 32);
-  std::memcpy((char*)&out + 32, &h, 32);
-  return out;
-}
+inline f32x16 max(f32x16 a, f32x16 b) { return both(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
+inline i32x16 to_int(f32x16 a) { return both(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)); }
+inline f32x16 to_float(i32x16 x) { return both(_mm256_cvtepi32_ps((__m256i)x.lo), _mm256_cvtepi32_ps((__m256i)x.hi)); }
 inline f32x16 half(const void* from) {
   const __m128i* pairs = (const __m128i*)from;
   return both(_mm256_cvtph_ps(_mm_loadu_si128(pairs)), _mm256_cvtph_ps(_mm_loadu_si128(pairs + 1)));
 }
-inline i8x16 narrow(i32x16 a) { return __builtin_convertvector(a, i8x16); }
+inline i8x16 narrow(i32x16 a) {  // of numbers that fit
+  const __m256i some = _mm256_packs_epi32((__m256i)a.lo, (__m256i)a.hi);  // 0-3, 8-11 | 4-7, 12-15
+  const __m256i words = _mm256_permute4x64_epi64(some, 0b11011000);
+  return (i8x16)_mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+inline i32x16 widen(u8x16 x) { return both(_mm256_cvtepu8_epi32((__m128i)x), _mm256_cvtepu8_epi32(_mm_srli_si128((__m128i)x, 8))); }
+inline i32x16 widen(i8x16 x) { return both(_mm256_cvtepi8_epi32((__m128i)x), _mm256_cvtepi8_epi32(_mm_srli_si128((__m128i)x, 8))); }
+
+// Folded in halves; the order in which lanes are added is part of a row's bits.
 inline float sum(f32x16 a) {
-  float total = 0;
-  for (int i = 0; i < 16; i++) total += a[i];
-  return total;
+  const __m256 eight = a.lo + a.hi;
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 inline int32_t sum(i32x16 a) {
-  int32_t total = 0;
-  for (int i = 0; i < 16; i++) total += a[i];
-  return total;
+  const __m256i eight = (__m256i)(a.lo + a.hi);
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b01001110));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0b10110001)));
 }
 inline int32_t largest(i32x16 a) {
-  int32_t most = a[0];
-  for (int i = 1; i < 16; i++) most = a[i] > most ? a[i] : most;
-  return most;
+  const __m256i eight = _mm256_max_epi32((__m256i)a.lo, (__m256i)a.hi);
+  const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0b01001110));
+  return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0b10110001)));
 }
 inline float largest(f32x16 a) {
-  float most = a[0];
-  for (int i = 1; i < 16; i++) most = a[i] > most ? a[i] : most;
-  return most;
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 #endif
 
-inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return (f32x16)((mask & (i32x16)yes) | (~mask & (i32x16)no)); }
+inline i32x16 select(i32x16 mask, i32x16 yes, i32x16 no) { return (mask & yes) | (~mask & no); }
+inline f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return (f32x16)select(mask, (i32x16)yes, (i32x16)no); }
+inline i32x16 lanes() {
+  alignas(64) static constexpr int32_t NUMBERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load<i32x16>(NUMBERS);
+}
 
 // --- int8: acc[i] += w[4i] x[0] + w[4i+1] x[1] + w[4i+2] x[2] + w[4i+3] x[3] ------------------------------------------
 // w unsigned (weights, 4 or 8 bits wide), x four signed bytes in one dword (activations in -127..127).
@@ -141,11 +177,8 @@ inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {
 
 template <int BITS>
 inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
-  __m256i part[2], weight[2], by = _mm256_set1_epi32(x);
-  std::memcpy(part, &acc, 64);
-  std::memcpy(weight, &w, 64);
-  for (int i = 0; i < 2; i++) part[i] = dot4<BITS>(part[i], weight[i], by);
-  return load<i32x16>(part);
+  const __m256i by = _mm256_set1_epi32(x);
+  return both(dot4<BITS>((__m256i)acc.lo, (__m256i)w.lo, by), dot4<BITS>((__m256i)acc.hi, (__m256i)w.hi, by));
 }
 
 #endif
@@ -167,11 +200,9 @@ inline i32x16 dot2(i32x16 x, int32_t y, u32x16 f) {
 #else
 
 inline i32x16 dot2(i32x16 x, int32_t y, u32x16 f) {
-  __m256i part[2], factor[2], upper = _mm256_set1_epi32(y);
-  std::memcpy(part, &x, 64);
-  std::memcpy(factor, &f, 64);
-  for (int i = 0; i < 2; i++) part[i] = _mm256_madd_epi16(_mm256_blend_epi16(part[i], upper, 0xaa), factor[i]);
-  return load<i32x16>(part);
+  const __m256i upper = _mm256_set1_epi32(y);
+  auto part = [&](__m256i some, __m256i factors) { return _mm256_madd_epi16(_mm256_blend_epi16(some, upper, 0xaa), factors); };
+  return both(part((__m256i)x.lo, (__m256i)f.lo), part((__m256i)x.hi, (__m256i)f.hi));
 }
 
 #endif
