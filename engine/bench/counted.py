@@ -17,15 +17,21 @@ from configs.model.config import ModelConfig
 from engine.bench.steps import BLOCK, LLAMA_3_8B
 from kernels.gpu.attention import decode, decode_work
 from kernels.gpu.kv import write_kv
+from kernels.gpu.linear.quantized import tiling
+from kernels.gpu.linear.quantized_matrix import TILE, GgufKind, packed_bytes
 from kernels.gpu.norm import embedding, silu_mul
 from kernels.gpu.sampling import logits_scan
 
 PRODUCT = "product"  # of torch: cuBLAS chooses its programs, which are not counted
+GROUPED = "_product"  # of ours, with weights in groups
 HOPPER, PROCESSORS = 90, 132  # H100 and H200
-CASES = (
-    *(("1,024", [1024] * rows) for rows in (1, 32, 128, 256)),
-    *(("4,096", [4096] * rows) for rows in (1, 32, 128)),
-    ("1,024, one of 40,000", [1024] * 255 + [40_000]),
+
+Case = tuple[str, list[int], GgufKind | None]
+CASES: tuple[Case, ...] = (
+    *(("1,024", [1024] * rows, None) for rows in (1, 32, 128, 256)),
+    *(("4,096", [4096] * rows, None) for rows in (1, 32, 128)),
+    ("1,024, one of 40,000", [1024] * 255 + [40_000], None),
+    *(("1,024", [1024] * rows, "Q4_0") for rows in (1, 32, 64, 128, 256)),
 )
 
 
@@ -48,10 +54,19 @@ class DecodeCount:
         size: bytes of a number of the model's type.
         longest: keys that there is room for in partial states; a graph's is the context.
         processors: of the GPU.
+        stored: the groups in which layers have their weights, for up to `KERNEL_ROWS` rows; None: they are of the model's type, as
+            embedding and head always are.
     """
 
     def __init__(
-        self, config: ModelConfig, keys: Sequence[int], size: int, *, longest: int, processors: int = PROCESSORS
+        self,
+        config: ModelConfig,
+        keys: Sequence[int],
+        size: int,
+        *,
+        longest: int,
+        processors: int = PROCESSORS,
+        stored: GgufKind | None = None,
     ) -> None:
         self._config = config
         self._keys = keys
@@ -59,23 +74,24 @@ class DecodeCount:
         self._size = size
         self._longest = longest
         self._processors = processors
+        self._stored = stored
 
     def launches(self) -> Iterator[Launch]:
         """All of them, in order."""
         config = self._config
-        heads = config.heads * config.head_dim
+        qkv, o, gate_up, down = self._shapes
         yield self._plan()
         yield self._embed()
         for layer in range(config.layers):
             yield self._norm(added=layer > 0)
-            yield self._product(config.hidden_size, heads + 2 * config.kv_heads * config.head_dim)
+            yield self._multiply(*qkv)
             yield self._write()
             yield self._attend()
-            yield self._product(heads, config.hidden_size)
+            yield self._multiply(*o)
             yield self._norm(added=True)
-            yield self._product(config.hidden_size, 2 * config.intermediate_size)
+            yield self._multiply(*gate_up)
             yield self._gate()
-            yield self._product(config.intermediate_size, config.hidden_size)
+            yield self._multiply(*down)
         yield self._last_norm()
         yield self._product(config.hidden_size, config.vocab_size)
         yield from self._sample()
@@ -84,10 +100,27 @@ class DecodeCount:
     def floor(self) -> int:
         """Bytes that every such step moves: weights, the keys and values that it reads, and those that it writes."""
         config = self._config
+        layer = sum(self._weights(*shape) for shape in self._shapes)
+        head = self._bytes(config.vocab_size, config.hidden_size)
+        return config.layers * layer + head + self._size * config.layers * (sum(self._keys) + self._rows) * self._key
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, int], ...]:
+        """(columns, outputs) of a layer's products, in their order."""
+        config = self._config
         heads = config.heads * config.head_dim
-        layer = config.hidden_size * (2 * heads + 2 * config.kv_heads * config.head_dim + 3 * config.intermediate_size)
-        weights = config.layers * layer + config.vocab_size * config.hidden_size
-        return self._size * (weights + config.layers * (sum(self._keys) + self._rows) * self._key)
+        return (
+            (config.hidden_size, heads + 2 * config.kv_heads * config.head_dim),
+            (heads, config.hidden_size),
+            (config.hidden_size, 2 * config.intermediate_size),
+            (config.intermediate_size, config.hidden_size),
+        )
+
+    def _weights(self, columns: int, outputs: int) -> int:
+        """Bytes of a layer's matrix."""
+        if self._stored is None:
+            return self._bytes(outputs, columns)
+        return packed_bytes(outputs, columns, _bits(self._stored), self._stored == "Q4_1")
 
     @property
     def _key(self) -> int:
@@ -123,6 +156,16 @@ class DecodeCount:
     def _product(self, columns: int, outputs: int) -> Launch:
         read = self._bytes(self._rows, columns) + self._bytes(outputs, columns)
         return Launch(PRODUCT, 0, read, self._bytes(self._rows, outputs))
+
+    def _multiply(self, columns: int, outputs: int) -> Launch:
+        """Of a layer: parts of sums go out and come back where a tile has several."""
+        if self._stored is None:
+            return self._product(columns, outputs)
+        shape = tiling(outputs, columns, self._rows, _bits(self._stored), 32, self._processors)
+        row_tiles, tiles, parts = shape.grid
+        sums = 4 * (parts * self._rows * tiles * TILE + tiles * row_tiles) if parts > 1 else 0
+        read = self._bytes(self._rows, columns) + self._weights(columns, outputs)
+        return Launch(GROUPED, row_tiles * tiles * parts, read + sums, self._bytes(self._rows, outputs) + sums)
 
     def _write(self) -> Launch:
         config = self._config
@@ -160,22 +203,27 @@ class DecodeCount:
         yield Launch("settle_kernel", self._rows, left + temperatures, 8 * self._rows)
 
 
+def _bits(stored: GgufKind) -> int:
+    return 8 if stored == "Q8_0" else 4
+
+
 def table() -> list[str]:
     """Rows of the page's table (docs/gpu.md)."""
     lines = [
-        "| rows | keys of each | launches | of these products | programs | in attention | GB | floor | over it |",
-        "| ---: | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| rows | keys of each | weights | launches | of these products | programs | in attention | GB | floor | over it |",
+        "| ---: | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     config = replace(LLAMA_3_8B, max_position=131_072)
-    for said, keys in CASES:
-        step = DecodeCount(config, keys, 2, longest=config.max_position)
+    for said, keys, stored in CASES:
+        step = DecodeCount(config, keys, 2, longest=config.max_position, stored=stored)
         launches = list(step.launches())
-        products = sum(each.kernel == PRODUCT for each in launches)
+        products = sum(each.kernel in (PRODUCT, GROUPED) for each in launches)
         programs = sum(each.programs for each in launches)
         attention = sum(each.programs for each in launches if each.kernel == "_decode_attention")
         moved = sum(each.read + each.written for each in launches)
         lines.append(
-            f"| {len(keys)} | {said} | {len(launches)} | {products} | {programs:,} | {attention:,} | {moved / 1e9:.2f} "
+            f"| {len(keys)} | {said} | {stored or 'bf16'} | {len(launches)} | {products} | {programs:,} | {attention:,} "
+            f"| {moved / 1e9:.2f} "
             f"| {step.floor / 1e9:.2f} | {100 * (moved / step.floor - 1):.1f} % |"
         )
     return lines

@@ -10,15 +10,18 @@ from engine.linear import Product
 from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear
 from kernels.gpu.linear.quantized import quantized_linear
 from kernels.gpu.linear.quantized_matrix import QuantizedMatrix
+from kernels.gpu.linear.split_sums import PartialSums
 
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
     """A weight in the 4- or 8-bit groups its file has, unpacked on the way (`kernels.gpu.linear.quantized`). More rows than
-    the kernel is meant for go through cuBLAS on unpacked tiles: their last bits differ from the kernel's."""
+    the kernel is meant for go through cuBLAS on unpacked tiles: their last bits differ from the kernel's. `partial_sums` is memory
+    that all products of a device may share; without it a call makes its own."""
 
     matrix: QuantizedMatrix
     bias: Tensor | None = None
+    partial_sums: PartialSums | None = None
 
     @property
     def nbytes(self) -> int:
@@ -27,7 +30,7 @@ class Grouped:
 
     def __call__(self, x: Tensor, adapters: Tensor | None = None) -> Tensor:
         """[rows, columns] to [rows, outputs], unpacking on the way."""
-        return quantized_linear(x, self.matrix, self.bias)
+        return quantized_linear(x, self.matrix, self.bias, partial_sums=self.partial_sums)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ CUBLAS_BYTES = (
 KERNELS_BYTES = 384 * 2**20  # code that cuBLAS and Triton load, and the stacks that it asks for
 GAPS_BYTES = 256 * 2**20  # between what torch has reserved and what tensors take
 NCCL_BYTES = 512 * 2**20  # of a communicator: some 10 MiB for each of up to 32 channels, and more with NVLS
-_UNPACKED_BYTES = 96 * 2**20  # weights in groups on their way to cuBLAS, or partial sums of their products
+_UNPACKED_BYTES = 112 * 2**20  # weights in groups on their way to cuBLAS, and partial sums of their products
 _SCORED_COPIES = 4  # logits in 16 bits and in fp32, exponentials, comparisons
 
 

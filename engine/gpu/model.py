@@ -30,7 +30,7 @@ from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.decode_work import DecodeWork, plan_decode
 from kernels.gpu.attention.paged import paged_attention, tile_height
 from kernels.gpu.kv.write_kv import write_kv
-from kernels.gpu.linear.quantized import KERNEL_ROWS
+from kernels.gpu.linear.quantized import REHEARSED_ROWS
 from kernels.gpu.norm.embedding import embed
 from kernels.gpu.norm.rms_norm import last_norm, rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
@@ -206,9 +206,8 @@ class GpuModel:
             tokens: most rows of a step. It comes first, so that the allocator's largest pieces are there for whatever follows.
             row_counts: further numbers of rows: cuBLAS has other kernels for others.
         """
-        chunks = dict.fromkeys((max(tokens, 2), KERNEL_ROWS + 1, 2))
         shapes = [
-            *((0, chunk, 1) for chunk in chunks if chunk <= max(tokens, 2)),
+            *((0, chunk, 1) for chunk in dict.fromkeys((max(tokens, 2), 2))),
             (1, 0, 1),
             (17, 0, self.context),
             (0, 2, self.context),
@@ -220,8 +219,10 @@ class GpuModel:
             for keys in (self.pool.block_size + 1, self.context):
                 self.compute(GpuBatch.of_one_group(keys, self.pool.block_size, self._sharing, self.device))
         most = max(row_counts, default=1)
-        for rows in sorted({*row_counts, *range(_TILE_ROWS, tokens, _TILE_ROWS), tokens}, reverse=True):
-            self._multiply(rows, with_head=rows <= most)
+        widest = max(tokens, most)
+        ours = (rows for rows in REHEARSED_ROWS if rows <= widest)
+        for rows in sorted({*row_counts, *range(_TILE_ROWS, tokens, _TILE_ROWS), tokens, *ours}, reverse=True):
+            self._multiply(rows, with_head=rows <= max(most, SCORED_ROWS))
 
     def _multiply(self, rows: int, *, with_head: bool) -> None:
         """Run the products of each form once, and the sums of what ranks have of them."""

@@ -23,7 +23,9 @@ from engine.models.family import PARTS
 from engine.models.registry import family_of
 from engine.tensor_parallel.shards import Shard
 from kernels.gpu.linear.fp8 import MULTIPLE, Fp8Matrix
+from kernels.gpu.linear.quantized import KERNEL_ROWS
 from kernels.gpu.linear.quantized_matrix import GROUP_BYTES, from_gguf, packed_bytes
+from kernels.gpu.linear.split_sums import PartialSums
 
 _GROUP = 32  # columns of a stored group
 _READERS = 4  # layers read at once: enough to keep a disk and the link to the device busy
@@ -204,6 +206,7 @@ class _Reading:
         self._reader = reader
         self._arithmetic = arithmetic
         self._device = device
+        self._partial_sums = PartialSums.on(device, KERNEL_ROWS) if arithmetic.weights == "groups" else None
 
     def vector(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A whole tensor in `dtype`."""
@@ -245,7 +248,7 @@ class _Reading:
         kind = self._reader.group_kind(run.parts[0].name)
         assert kind is not None, f"{run.form} is no form of groups"
         rows = [_bytes_of(part, kind, self._reader.groups(part.name)).to(self._device) for part in run.parts]
-        return Grouped(from_gguf(torch.cat(rows), kind), bias)
+        return Grouped(from_gguf(torch.cat(rows), kind), bias, self._partial_sums)
 
     def _bias(self, part: _Part) -> Tensor | None:
         if part.bias is None:

@@ -22,8 +22,9 @@ from kernels.bench.lines import Case, FailedCase, Lines, Result, Skipped, attemp
 from kernels.bench.timing import Timer, copies, copy_bandwidth
 from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.fp8 import Fp8Matrix, fp8_linear, refusal
-from kernels.gpu.linear.quantized import quantized_linear
+from kernels.gpu.linear.quantized import KERNEL_ROWS, by_dequantizing, quantized_linear
 from kernels.gpu.linear.quantized_matrix import QuantizedMatrix, from_gguf, pack
+from kernels.gpu.linear.split_sums import PartialSums
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
 
 SHAPES = tuple(product((1, 2, 4), (32, 64, 128)))  # warps and keys of decode attention
@@ -47,16 +48,29 @@ def swap(timer: Timer, blocks: int = 256, block_bytes: int = 4 * 2**20) -> Lines
 def products(
     timer: Timer, bandwidth: float, *, columns: int = 4096, outputs: int = 14336, dtype: torch.dtype = torch.bfloat16
 ) -> Lines:
-    """Products of few rows with 4-bit weights: bytes of the weights per second, relative to copy bandwidth."""
+    """Products with 4-bit weights: of few rows bytes of the weights per second, relative to copy bandwidth; of more, operations per
+    second, relative to 16-bit weights, and beside what unpacking them first gives."""
+    weight = torch.randn(outputs, columns, device=timer.device, dtype=dtype)
+    plain = [weight.clone() for _ in range(copies(weight.nbytes))]
+    ours = partial(quantized_linear, partial_sums=PartialSums.on(timer.device, KERNEL_ROWS))
     for kind, make in (("Q4_0", _random_q4), ("AWQ 128", _random_awq)):
         matrix = make(outputs, columns, timer.device)
         turns = [_cloned(matrix) for _ in range(copies(matrix.nbytes))]
         for rows in (1, 4, 8, 16):
             x = torch.randn(rows, columns, device=timer.device, dtype=dtype)
-            seconds = timer.seconds(partial(_multiplied, x, turns))
+            seconds = timer.seconds(partial(_multiplied, ours, x, turns))
             reached = matrix.nbytes / seconds
             name = f"W4A16 {kind}, {rows} x {columns} x {outputs}"
             yield Result(name, seconds, reached / 1e9, bandwidth / 1e9, "GB/s")
+        for rows in (64, 128, KERNEL_ROWS, 2 * KERNEL_ROWS):
+            x = torch.randn(rows, columns, device=timer.device, dtype=dtype)
+            of = timer.seconds(partial(_sixteen_bits, x, plain))
+            size = 2 * rows * columns * outputs / 1e12
+            for said, way in (("", ours), (", unpacked first", by_dequantizing)):
+                if way is ours or rows <= KERNEL_ROWS:
+                    seconds = timer.seconds(partial(_multiplied, way, x, turns))
+                    name = f"W4A16 {kind}, {rows} x {columns} x {outputs}{said}, of 16 bits"
+                    yield Result(name, seconds, size / seconds, size / of, "TFLOP/s")
 
 
 def fp8_products(
@@ -122,8 +136,17 @@ def _copied(target: torch.Tensor, source: torch.Tensor, _: int) -> None:
     target.copy_(source, non_blocking=True)
 
 
-def _multiplied(x: torch.Tensor, matrices: list[QuantizedMatrix], turn: int) -> torch.Tensor:
-    return quantized_linear(x, matrices[turn % len(matrices)])
+def _multiplied(
+    way: Callable[[torch.Tensor, QuantizedMatrix], torch.Tensor],
+    x: torch.Tensor,
+    matrices: list[QuantizedMatrix],
+    turn: int,
+) -> torch.Tensor:
+    return way(x, matrices[turn % len(matrices)])
+
+
+def _sixteen_bits(x: torch.Tensor, weights: list[torch.Tensor], turn: int) -> torch.Tensor:
+    return F.linear(x, weights[turn % len(weights)])
 
 
 def _cloned(matrix: QuantizedMatrix) -> QuantizedMatrix:

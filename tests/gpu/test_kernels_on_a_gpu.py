@@ -94,8 +94,8 @@ FORMATS = {
     ),
 )
 def test_products(device, dtype, outputs, columns, kind):
-    """On either side of what is one tile of rows, two, and too many for the kernel."""
-    for rows in (1, 16, 33, 100):
+    """In each shape of program, and too many for the kernel."""
+    for rows in (1, 16, 17, 64, 200, 300) if device == "cuda" else (1, 16, 33, 65):
         checks.check_product(
             device, rows, *FORMATS[kind], outputs=outputs, columns=columns, dtype=dtype, bias=rows == 16
         )

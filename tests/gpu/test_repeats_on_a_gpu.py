@@ -17,8 +17,9 @@ from kernels.gpu.attention.paged import paged_attention
 from kernels.gpu.kv.block_copy import copy_blocks
 from kernels.gpu.kv.write_kv import write_kv
 from kernels.gpu.linear.fp8 import quantize_rows
-from kernels.gpu.linear.quantized import quantized_linear, unpack
+from kernels.gpu.linear.quantized import KERNEL_ROWS, quantized_linear, unpack
 from kernels.gpu.linear.quantized_matrix import pack
+from kernels.gpu.linear.split_sums import PartialSums
 from kernels.gpu.norm.embedding import embed
 from kernels.gpu.norm.rms_norm import last_norm, rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
@@ -189,8 +190,11 @@ def matrix_of(make, kind):
 
 
 def multiplied(make, kind):
-    matrix, x = matrix_of(make, kind), make.normal(33, 4096 if make.large else 384, dtype=torch.float16)
-    return Repeated(33, lambda rows: (quantized_linear(x[rows], matrix),))
+    """As many rows as the kernel is for, in tiles of 64; each alone is in one of 16. What parts leave is shared by all launches."""
+    count = KERNEL_ROWS if make.large else 65
+    matrix, x = matrix_of(make, kind), make.normal(count, 4096 if make.large else 384, dtype=torch.float16)
+    shared = PartialSums.on(make.device, KERNEL_ROWS)
+    return Repeated(count, lambda rows: (quantized_linear(x[rows], matrix, partial_sums=shared),))
 
 
 def unpacked(make):

@@ -1,40 +1,42 @@
-"""y = x W^T for decode sizes, W in 4 or 8 bits (W4A16, W8A16): weights are read once, unpacked in registers, fed to tensor cores.
+"""y = x W^T for up to 256 rows, W in 4 or 8 bits (W4A16, W8A16): weights are unpacked in registers and fed to tensor cores.
 
 Shapes: x fp16 or bf16 [rows, columns], W a `QuantizedMatrix` [outputs, columns], y [rows, outputs] in x's type. Sums in fp32.
 
 Floor: `matrix.nbytes` over memory bandwidth (4096 x 14336 in 4 bits, groups of 128: 31.2 MB, 6.5 us at 4.8 TB/s), until
 2 * rows * outputs * columns over the tensor cores' rate passes it at some 70 rows. A program must not be bound by its own
 instructions: in those 6.5 us an H200 issues 3.3 of them per 4-bit weight, and twice that per 8-bit weight. The loop has 2.4 (AWQ),
-3.4 (Q4_0), 5.0 (Q4_1), 4.1 (Q8_0), 2.6 (int8), counted in the compiler's output for sm_90. Hence:
+3.6 (Q4_0), 4.5 (Q8_0) for 16 rows, and 5.6 (AWQ), 8.4 (Q4_0) for 64, counted in Triton 3.9's output for sm_90. Hence:
 
 - no integer is converted to float: it is or-ed into the mantissa of 128 (bf16) or 1024 (fp16), two at a time, and is then too
   large by that much, which a 16-bit subtraction removes exactly, together with 8 or the zero point;
 - a minimum is turned into scale * (q - 8) + middle, and x is also multiplied with the middles (small numbers, in x's type):
   tensor cores have room for twice the products, and summing x over a group would take more instructions;
 - scales multiply the fp32 sums of a group (16 rows: half as many products as weights), so that W itself is never rounded;
-- columns are split over programs by a rule of the shape and the chip alone; partial sums are added in the order of the columns.
+- columns are split over programs by a rule of the shape and the chip alone, and parts are added in order (`split_sums`);
+- from 33 rows on a program has 64 of them, and 8 warps: words are read half as often as by tiles of 32 rows.
+
+A row has the same bits in every tile, and so alone and in any batch of up to 256 rows: each tile has its products computed by the
+same instruction, in the order of the columns (`_dot`). With more rows, W is unpacked to 16 bits for cuBLAS: by count, what its
+instruction gains (Hopper's own, with weights in shared memory) is then more than what writing and reading them once more costs.
 
 Source: dequantization fused into the product, AWQ (Lin et al. 2023, arXiv 2306.00978, section 4); a scale for each group of a
 column, FineQuant (Kim et al. 2023, arXiv 2308.09723); integers in the mantissa, Kim et al. 2022 (arXiv 2211.10017).
 """
 
-from functools import cache
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.linear.quantized_matrix import TILE, Form, QuantizedMatrix, dequantize
+from kernels.gpu.linear.quantized_matrix import TILE, Form, QuantizedMatrix, dequantize, lanes_of
+from kernels.gpu.linear.split_sums import FOLD, PartialSums, add_parts, processors, splits_for, taken
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 
-KERNEL_ROWS = 64  # with more, dequantizing once for cuBLAS costs less than the product itself
+KERNEL_ROWS = 256  # with more, dequantizing once for cuBLAS costs less than the product itself
+REHEARSED_ROWS = (1, 17, 33, 65, KERNEL_ROWS + 1)  # each has another shape of program, or other kernels
 _UNPACKED_BYTES = 64 << 20  # of 16-bit weights at a time: some 100 MB are enough to fill a chip with cuBLAS' tiles
-_ROWS_AT_ONCE = 512  # in the kernel: partial sums stay below 100 MB
-# Programs per multiprocessor, by lanes: as many as Hopper has registers (32) or shared memory (64) for at 16 rows. They hide each
-# other's latency.
-_RESIDENT = {32: 4, 64: 3}
-_PROCESSORS = 132  # assumed if Triton interprets and there is no chip
 _FORMS: dict[Form, int] = {"symmetric": 0, "zeros": 1, "minima": 2, "channel": 3}
 
 
@@ -65,34 +67,27 @@ def _floats(words, PLANE: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr,
     return floats
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _product(
-    x, words, scales, extras, bias, out, rows, outputs, columns, x_stride, spans, split_spans, groups,
+@triton.jit
+def _columns(
+    x_rows, row_mask, tile_words, scales, extras, tile_scales, first, last, columns,
     FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    TILE: tl.constexpr, WHOLE: tl.constexpr, PARTIAL: tl.constexpr, HAS_BIAS: tl.constexpr, INTERPRETED: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Rows `[BLOCK_ROWS * i, ..)` times output tile j over the columns of split k; i runs fastest, so that programs that read the
-    same weights run together and all but one find them in the L2 cache."""
+    """The columns of spans [first, last): fp32 [1, BLOCK_ROWS, TILE]."""
     PLANES: tl.constexpr = 16 // BITS
-    dtype: tl.constexpr = tl.bfloat16 if x.dtype.element_ty == tl.bfloat16 else tl.float16
+    dtype: tl.constexpr = tl.bfloat16 if x_rows.dtype.element_ty == tl.bfloat16 else tl.float16
     OFFSET: tl.constexpr = 128.0 if dtype == tl.bfloat16 else 1024.0
-    tile, split = tl.program_id(1), tl.program_id(2)
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    lane, output = tl.arange(0, LANES), tl.arange(0, TILE)
-    x_rows = x + row.to(tl.int64)[:, None] * x_stride + lane[None, :]
-    row_mask = (row < rows)[:, None]
-    first = split * split_spans
-    tile_words = words + (tile.to(tl.int64) * spans + first) * LANES * TILE + output[None, :] * LANES + lane[:, None]
-    tile_scales = tile.to(tl.int64) * groups * TILE + output
-    total = tl.full((BLOCK_ROWS, TILE), 0.0, tl.float32)
-    for span in range(first, min(first + split_spans, spans)):
-        packed = tl.load(tile_words)
-        tile_words += LANES * TILE
-        part = tl.full((BLOCK_ROWS, TILE), 0.0, tl.float32)
+    lane = tl.arange(0, LANES)
+    words = tile_words + first.to(tl.int64) * LANES * TILE + tl.arange(0, TILE)[None, :] * LANES + lane[:, None]
+    total = tl.full((1, BLOCK_ROWS, TILE), 0.0, tl.float32)
+    for span in range(first, last):
+        packed = tl.load(words)
+        words += LANES * TILE
+        part = tl.full((1, BLOCK_ROWS, TILE), 0.0, tl.float32)
         for plane in tl.static_range(PLANES):
             column = (span * PLANES + plane) * LANES
             mask = row_mask if WHOLE else row_mask & (column + lane < columns)[None, :]
-            chunk = operand(tl.load(x_rows + column, mask, 0.0), INTERPRETED)
+            chunk = operand(tl.load(x_rows + column + lane[None, :], mask, 0.0), INTERPRETED)
             floats = _floats(packed, plane, BITS, dtype, INTERPRETED)
             group = tile_scales + column // GROUP * TILE
             if FORM != 3 and plane * LANES % GROUP == 0:
@@ -105,21 +100,82 @@ def _product(
                 floats = floats - (OFFSET + 8)
             if FORM == 2:
                 middle = (extra + 8 * scale).to(floats.dtype)
-                total = tl.dot(chunk, tl.broadcast_to(middle[None, :], (LANES, TILE)), total)
+                total = _dot(chunk, tl.broadcast_to(middle[None, :], (LANES, TILE)), total)
             if FORM == 3:
-                total = tl.dot(chunk, floats, total)
+                total = _dot(chunk, floats, total)
             else:
-                part = tl.dot(chunk, floats, part)
+                part = _dot(chunk, floats, part)
                 if (plane + 1) * LANES % GROUP == 0:
-                    total += part * scale[None, :]
-                    part = tl.full((BLOCK_ROWS, TILE), 0.0, tl.float32)
+                    total += part * scale[None, None, :]
+                    part = tl.full((1, BLOCK_ROWS, TILE), 0.0, tl.float32)
     if FORM == 3:
-        total *= tl.load(scales + tile_scales)[None, :]
-    output += tile * TILE
+        total *= tl.load(scales + tile_scales)[None, None, :]
+    return total
+
+
+@triton.jit
+def _dot(rows, weights, total):
+    """rows [R, K] times weights [K, N] added to total [1, R, N]. As a batch of one: of batches Triton computes any number of rows
+    by the same instruction (m16n8k16), so that a row's bits do not depend on the tile that it stands in. From 64 rows on it would
+    take another one on Hopper and Blackwell, which has the weights in shared memory and need not add in the same order."""
+    return tl.dot(rows[None, :, :], weights[None, :, :], total)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _product(
+    x, words, scales, extras, bias, out, sums, arrived, rows, outputs, columns, x_stride, spans, split_spans, splits, groups,
+    FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr, FOLD: tl.constexpr, FOLDED: tl.constexpr, SHARED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Rows `[BLOCK_ROWS * i, ..)` times output tile j over the columns of split k, or of fold k; i runs fastest, so that programs
+    that read the same weights run together and all but one find them in the L2 cache."""
+    tile, part = tl.program_id(1), tl.program_id(2)
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_mask = (row < rows)[:, None]
+    x_rows = x + row.to(tl.int64)[:, None] * x_stride
+    tile_words = words + tile.to(tl.int64) * spans * LANES * TILE
+    tile_scales = tile.to(tl.int64) * groups * TILE + tl.arange(0, TILE)
+    if FOLDED:
+        total = tl.full((1, BLOCK_ROWS, TILE), 0.0, tl.float32)
+        for split in range(part * FOLD, min(part * FOLD + FOLD, splits)):
+            first = split * split_spans
+            total += _columns(
+                x_rows, row_mask, tile_words, scales, extras, tile_scales, first, min(first + split_spans, spans), columns,
+                FORM, BITS, GROUP, LANES, BLOCK_ROWS, TILE, WHOLE, INTERPRETED,
+            )  # fmt: skip
+    else:
+        first = part * split_spans
+        total = _columns(
+            x_rows, row_mask, tile_words, scales, extras, tile_scales, first, min(first + split_spans, spans), columns,
+            FORM, BITS, GROUP, LANES, BLOCK_ROWS, TILE, WHOLE, INTERPRETED,
+        )  # fmt: skip
+    total = tl.reshape(total, (BLOCK_ROWS, TILE))
+    output = tile * TILE + tl.arange(0, TILE)
+    if SHARED:
+        width = tl.num_programs(1) * TILE
+        place = row.to(tl.int64)[:, None] * width + output[None, :]
+        part_stride = rows.to(tl.int64) * width
+        tl.store(sums + part * part_stride + place, total, row_mask)
+        tl.debug_barrier()  # one thread says for all of them that the part is there
+        done = arrived + tl.program_id(0) * tl.num_programs(1) + tile
+        if tl.atomic_add(done, 1, sem="acq_rel") == tl.num_programs(2) - 1:
+            tl.store(done, 0)  # for the next product
+            EACH: tl.constexpr = 1 if FOLDED else FOLD
+            added = add_parts(sums + place, part_stride, tl.num_programs(2), row_mask, total, EACH)
+            _store(out, bias, added, row, output, row_mask, outputs, HAS_BIAS)
+    else:
+        _store(out, bias, total, row, output, row_mask, outputs, HAS_BIAS)
+
+
+@triton.jit
+def _store(out, bias, total, row, output, row_mask, outputs, HAS_BIAS: tl.constexpr):
+    """A tile of the result, the bias added."""
+    inside = (output < outputs)[None, :]
     if HAS_BIAS:
         total += tl.load(bias + output, output < outputs, 0.0).to(tl.float32)[None, :]
-    place = (row.to(tl.int64) + (split.to(tl.int64) * rows if PARTIAL else 0))[:, None] * outputs + output[None, :]
-    tl.store(out + place, total.to(out.dtype.element_ty), row_mask & (output < outputs)[None, :])
+    place = row.to(tl.int64)[:, None] * outputs + output[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), row_mask & inside)
 
 
 @triton.jit
@@ -150,35 +206,19 @@ def _unpack(
         tl.store(out + rows[:, None] * columns + (column + lane)[None, :], floats.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
-def _add(partials, bias, out, outputs, size, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
-    """Partial sums [SPLITS, size = rows * outputs] added in order."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.full((BLOCK,), 0.0, tl.float32)
-    for _ in tl.static_range(SPLITS):
-        total += tl.load(partials + place, place < size, 0.0)
-        partials += size
-    if HAS_BIAS:
-        total += tl.load(bias + place % outputs, place < size, 0.0).to(tl.float32)
-    tl.store(out + place, total.to(out.dtype.element_ty), place < size)
-
-
 def runs_in_kernel(rows: int) -> bool:
     """Whether `rows` rows are multiplied here rather than by cuBLAS on dequantized tiles: unpacking the weights for every 64 rows
     still costs less than writing and reading them in 16 bits (4 to 8 times the bytes)."""
     return rows <= KERNEL_ROWS
 
 
-def splits_for(tiles: int, spans: int, lanes: int, processors: int) -> int:
-    """How many programs share an output tile's columns: as many as the chip's `processors` hold at once, since a few more would
-    make a second, nearly empty round; each has at least 4 spans. Never a function of the rows, which would make a row's sum depend
-    on the other rows."""
-    wanted = min(_RESIDENT[lanes] * processors // tiles, spans // 4)
-    return -(-spans // -(-spans // max(wanted, 1)))  # the number needed if all but the last have equal length
-
-
 def quantized_linear(
-    x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None = None, *, batch_invariant: bool = False
+    x: Tensor,
+    matrix: QuantizedMatrix,
+    bias: Tensor | None = None,
+    *,
+    batch_invariant: bool = False,
+    partial_sums: PartialSums | None = None,
 ) -> Tensor:
     """x [rows, columns] times W^T plus `bias` [outputs]: [rows, outputs] in x's type.
 
@@ -186,7 +226,9 @@ def quantized_linear(
         x: fp16 or bf16, rows contiguous; also fp32 if Triton interprets.
         matrix: packed weights.
         bias: any float type.
-        batch_invariant: give a row the same bits however many rows there are, by using this kernel for any number of them.
+        batch_invariant: give a row the same bits however many rows there are, by using this kernel for any number of them. Up to
+            `KERNEL_ROWS` it has them anyway.
+        partial_sums: of `PartialSums.on(device, KERNEL_ROWS)`; None: parts get tensors of their own.
 
     Raises:
         ValueError: x has another type or width than the weights take.
@@ -197,11 +239,12 @@ def quantized_linear(
         )
     if x.dtype not in (torch.float16, torch.bfloat16) and not (INTERPRETED and x.dtype == torch.float32):
         raise ValueError(f"activations must be fp16 or bf16, not {x.dtype}")
-    if runs_in_kernel(len(x)):
-        return _launch(x, matrix, bias)
-    if not batch_invariant:
-        return _by_dequantizing(x, matrix, bias)
-    return torch.cat([_launch(some, matrix, bias) for some in torch.split(x, _ROWS_AT_ONCE)])
+    if not runs_in_kernel(len(x)) and not batch_invariant:
+        return by_dequantizing(x, matrix, bias)
+    out = x.new_empty((len(x), matrix.outputs))
+    for some, place in zip(torch.split(x, KERNEL_ROWS), torch.split(out, KERNEL_ROWS), strict=True):
+        _launch(some, matrix, bias, place, partial_sums)
+    return out
 
 
 def reference_quantized_linear(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
@@ -210,42 +253,80 @@ def reference_quantized_linear(x: Tensor, matrix: QuantizedMatrix, bias: Tensor 
     return (product if bias is None else product + bias.double()).to(x.dtype)
 
 
-def _launch(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) -> Tensor:
-    rows, outputs = len(x), matrix.outputs
-    out = x.new_empty((rows, outputs))
+@dataclass(frozen=True, slots=True)
+class ProductShape:
+    """Shape of a program.
+
+    Attributes:
+        rows: of x.
+        warps: per program.
+        stages: of the software pipeline.
+        folded: whether it computes a fold of splits in place of one.
+    """
+
+    rows: int
+    warps: int
+    stages: int
+    folded: bool
+
+
+def config_for(rows: int) -> ProductShape:
+    """By the number of rows alone. A tensor core takes at least 16 rows; a row's arithmetic is the same in every shape. From two
+    tiles of rows on there are programs enough with a fold each. (128 rows would need more registers than there are.)"""
+    if rows <= 32:
+        return ProductShape(16 if rows <= 16 else 32, warps=4, stages=4, folded=False)
+    return ProductShape(64, warps=8, stages=3, folded=rows > 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a product is cut.
+
+    Attributes:
+        shape: of a program.
+        grid: tiles of rows, tiles of outputs, parts of the columns.
+        splits: of the columns; a part has one, or `FOLD`.
+        split_spans: spans of a split, but for the last.
+    """
+
+    shape: ProductShape
+    grid: tuple[int, int, int]
+    splits: int
+    split_spans: int
+
+
+def tiling(outputs: int, columns: int, rows: int, bits: int, group: int, processors: int) -> Tiling:
+    """For `rows` rows and a matrix [outputs, columns] in groups of that many columns, 0 for one scale per output."""
+    shape, lanes = config_for(rows), lanes_of(group)
+    tiles, spans = -(-outputs // TILE), -(-columns // (lanes * 16 // bits))
+    splits = splits_for(tiles, spans, lanes, processors)
+    parts = -(-splits // FOLD) if shape.folded else splits
+    return Tiling(shape, (-(-rows // shape.rows), tiles, parts), splits, -(-spans // splits))
+
+
+def _launch(
+    x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None, out: Tensor, partial_sums: PartialSums | None
+) -> None:
+    rows, outputs, columns, lanes = x.shape[0], matrix.outputs, matrix.columns, matrix.lanes
     if not rows:
-        return out
-    tiles, spans, _, lanes = matrix.words.shape
-    splits = splits_for(tiles, spans, lanes, _processors(x.device))
-    target = out if splits == 1 else x.new_empty((splits, rows, outputs), dtype=torch.float32)
-    block_rows, warps, stages = config_for(rows)
-    _product[(-(-rows // block_rows), tiles, splits)](
+        return
+    cut = tiling(outputs, columns, rows, matrix.bits, matrix.group, processors(x.device))
+    row_tiles, tiles, parts = cut.grid
+    sums, arrived = out, out
+    if parts > 1:
+        sums, arrived = taken(partial_sums, x.device, parts, rows, tiles, row_tiles)
+    _product[cut.grid](
         x, matrix.words, matrix.scales, matrix.scales if matrix.extras is None else matrix.extras,
-        x if bias is None else bias, target, rows, outputs, matrix.columns, x.stride(0), spans, -(-spans // splits),
-        matrix.scales.shape[1], FORM=_FORMS[matrix.form], BITS=matrix.bits, GROUP=matrix.group or lanes, LANES=lanes,
-        BLOCK_ROWS=block_rows, TILE=TILE, WHOLE=matrix.columns % (matrix.planes * lanes) == 0, PARTIAL=splits > 1,
-        HAS_BIAS=bias is not None and splits == 1, INTERPRETED=INTERPRETED, num_warps=warps, num_stages=stages,
+        x if bias is None else bias, out, sums, arrived, rows, outputs, columns, x.stride(0), matrix.words.shape[1],
+        cut.split_spans, cut.splits, matrix.scales.shape[1], FORM=_FORMS[matrix.form], BITS=matrix.bits,
+        GROUP=matrix.group or lanes, LANES=lanes, BLOCK_ROWS=cut.shape.rows, TILE=TILE,
+        WHOLE=columns % (matrix.planes * lanes) == 0, FOLD=FOLD, FOLDED=cut.shape.folded, SHARED=parts > 1,
+        HAS_BIAS=bias is not None, INTERPRETED=INTERPRETED, num_warps=cut.shape.warps, num_stages=cut.shape.stages,
     )  # fmt: skip
-    if splits > 1:
-        _add[(-(-out.numel() // 1024),)](
-            target, x if bias is None else bias, out, outputs, out.numel(), SPLITS=splits,
-            HAS_BIAS=bias is not None, BLOCK=1024,
-        )  # fmt: skip
-    return out
 
 
-def config_for(rows: int) -> tuple[int, int, int]:
-    """(rows per program, warps, stages). A tensor core takes at least 16 rows; a row's arithmetic is the same with 32."""
-    return (16 if rows <= 16 else 32), 4, 4
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _PROCESSORS
-
-
-def _by_dequantizing(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) -> Tensor:
-    """For many rows: weights dequantized to x's type, some tiles at a time, and multiplied by cuBLAS."""
+def by_dequantizing(x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
+    """`quantized_linear` of many rows: weights dequantized to x's type, some tiles at a time, and multiplied by cuBLAS."""
     out = x.new_empty((len(x), matrix.outputs))
     step = max(1, _UNPACKED_BYTES // (2 * TILE * matrix.columns))
     for first in range(0, len(matrix.words), step):
@@ -271,39 +352,40 @@ def unpack(matrix: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _variant(name: str, kind: str, form: Form, bits: int, group: int, rows: int, partial: bool) -> Variant:
+def _variant(name: str, kind: str, form: Form, bits: int, group: int, rows: int, shared: bool) -> Variant:
     """A product of `rows` rows; `kind` is Triton's name for x's type."""
-    block_rows, warps, stages = config_for(rows)
-    pointers = {"x": f"*{kind}", "words": "*i16", "bias": f"*{kind}", "out": "*fp32" if partial else f"*{kind}"}
+    shape = config_for(rows)
+    pointers = {"x": f"*{kind}", "words": "*i16", "bias": f"*{kind}", "out": f"*{kind}"}
     pointers |= {"scales": "*fp32" if form == "channel" else "*fp16", "extras": "*fp16"}
-    numbers = ("outputs", "columns", "x_stride", "spans", "split_spans", "groups")
-    lanes = 32 if group == 32 else 64
+    pointers |= {"sums": "*fp32", "arrived": "*i32"} if shared else {"sums": f"*{kind}", "arrived": f"*{kind}"}
+    numbers = ("rows", "outputs", "columns", "x_stride", "spans", "split_spans", "splits", "groups")
+    lanes = lanes_of(group)
     return Variant(
-        name=name,
+        name=f"{name} {shape.rows} rows{' folded' if shape.folded else ''}",
         kernel=_product,
-        signature=pointers | dict.fromkeys(("rows", *numbers), "i32"),
+        signature=pointers | dict.fromkeys(numbers, "i32"),
         constants={
-            "FORM": _FORMS[form], "BITS": bits, "GROUP": group or lanes, "LANES": lanes, "BLOCK_ROWS": block_rows,
-            "TILE": TILE, "WHOLE": True, "PARTIAL": partial, "HAS_BIAS": False, "INTERPRETED": False,
+            "FORM": _FORMS[form], "BITS": bits, "GROUP": group or lanes, "LANES": lanes, "BLOCK_ROWS": shape.rows,
+            "TILE": TILE, "WHOLE": True, "FOLD": FOLD, "FOLDED": shape.folded, "SHARED": shared, "HAS_BIAS": False,
+            "INTERPRETED": False,
         },
-        warps=warps,
-        stages=stages,
+        warps=shape.warps,
+        stages=shape.stages,
         aligned=(*pointers, "outputs", "columns", "x_stride"),
     )  # fmt: skip
 
 
 _SIZES = ("outputs", "columns", "spans", "groups")
 VARIANTS = (
-    _variant("w4 awq 128 bf16", "bf16", "zeros", 4, 128, 16, True),
-    _variant("w4 awq 128 fp16", "fp16", "zeros", 4, 128, 16, True),
-    _variant("w4 awq 128 bf16 32 rows", "bf16", "zeros", 4, 128, 32, True),
+    *(_variant("w4 awq 128 bf16", "bf16", "zeros", 4, 128, rows, True) for rows in (16, 32, 64, KERNEL_ROWS)),
+    *(_variant("w4 q4_0 bf16", "bf16", "symmetric", 4, 32, rows, True) for rows in (16, 32, 64, KERNEL_ROWS)),
+    *(_variant("w4 q4_1 bf16", "bf16", "minima", 4, 32, rows, True) for rows in (16, 64, KERNEL_ROWS)),
+    *(_variant("w8 q8_0 bf16", "bf16", "symmetric", 8, 32, rows, True) for rows in (16, 64, KERNEL_ROWS)),
+    *(_variant("w8 channel bf16", "bf16", "channel", 8, 0, rows, True) for rows in (16, 64, KERNEL_ROWS)),
     _variant("w4 awq 64 bf16", "bf16", "zeros", 4, 64, 16, True),
-    _variant("w4 q4_0 bf16", "bf16", "symmetric", 4, 32, 16, True),
-    _variant("w4 q4_0 fp16 32 rows", "fp16", "symmetric", 4, 32, 32, False),
-    _variant("w4 q4_1 bf16", "bf16", "minima", 4, 32, 16, True),
-    _variant("w8 q8_0 bf16", "bf16", "symmetric", 8, 32, 16, True),
-    _variant("w8 channel bf16", "bf16", "channel", 8, 0, 16, True),
-    _variant("w8 channel fp16 32 rows", "fp16", "channel", 8, 0, 32, False),
+    _variant("w4 awq 128 fp16", "fp16", "zeros", 4, 128, 16, True),
+    _variant("w4 q4_0 fp16 alone", "fp16", "symmetric", 4, 32, 32, False),
+    _variant("w8 channel fp16 alone", "fp16", "channel", 8, 0, 32, False),
     Variant(
         name="unpack awq 128 bf16",
         kernel=_unpack,
@@ -311,12 +393,5 @@ VARIANTS = (
         | dict.fromkeys(_SIZES, "i32"),
         constants={"FORM": 1, "BITS": 4, "GROUP": 128, "LANES": 64, "TILE": TILE},
         aligned=("words", "scales", "extras", "out", "outputs", "columns"),
-    ),
-    Variant(
-        name="add 8 partial sums bf16",
-        kernel=_add,
-        signature={"partials": "*fp32", "bias": "*bf16", "out": "*bf16", "outputs": "i32", "size": "i32"},
-        constants={"SPLITS": 8, "HAS_BIAS": False, "BLOCK": 1024},
-        aligned=("partials", "bias", "out", "outputs", "size"),
     ),
 )

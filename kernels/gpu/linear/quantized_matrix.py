@@ -104,7 +104,7 @@ def pack(
         raise ValueError(f"form {form!r} {'takes no' if extras is not None else 'needs'} extras")
     if group and columns % group:
         raise ValueError(f"{columns} columns are not whole groups of {group}")
-    lanes, planes = 32 if group == 32 else 64, 16 // bits
+    lanes, planes = lanes_of(group), 16 // bits
     wide = -(-columns // (lanes * planes)) * lanes * planes
     padded = torch.zeros((-(-outputs // TILE) * TILE, wide), dtype=torch.int32, device=quants.device)
     padded[:outputs, :columns] = quants.to(torch.int32) & (2**bits - 1)
@@ -122,6 +122,11 @@ def pack(
         bits=bits,
         group=group,
     )
+
+
+def lanes_of(group: int) -> int:
+    """Columns of a plane, for groups of that many; 0 for one scale per output."""
+    return 32 if group == 32 else 64
 
 
 def packed_bytes(outputs: int, columns: int, bits: int, extras: bool) -> int:

@@ -8,9 +8,13 @@ import torch
 from engine.bench.counted import CASES, PRODUCT, DecodeCount, table, updated
 from engine.bench.steps import BLOCK, LLAMA_3_8B, random_weights
 from engine.gpu.batch import GpuBatch
+from engine.gpu.linear import Grouped
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.sequence_input import SequenceInput
 from kernels.gpu.attention import decode
+from kernels.gpu.linear.quantized import KERNEL_ROWS
+from kernels.gpu.linear.quantized_matrix import pack
+from kernels.gpu.linear.split_sums import PartialSums
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
 from tests.engine.bench.launcher import instrumented
 from tests.source_tree import ROOT
@@ -27,10 +31,31 @@ SMALL = replace(
     sliding_layers=(False,) * 2,
     max_position=1024,
 )
+IN_GROUPS = replace(SMALL, hidden_size=64, intermediate_size=1120)
 CPU, NOWHERE = torch.device("cpu"), torch.device("meta")
 
 
-def step_of(config, keys, device, dtype):
+def in_groups(product, partial_sums):
+    """Zeros in groups of 32, of the shape of a weight."""
+    outputs, columns = product.weight.shape
+    quants = torch.zeros((outputs, columns), dtype=torch.uint8, device=product.weight.device)
+    scales = torch.zeros((outputs, columns // 32), device=product.weight.device)
+    return Grouped(pack(quants, scales, None, form="symmetric", bits=4, group=32), None, partial_sums)
+
+
+def weights_of(config, device, dtype, stored):
+    weights = random_weights(config, device, dtype)
+    if stored is None:
+        return weights
+    shared = PartialSums.on(device, KERNEL_ROWS)
+    names = ("qkv", "o", "gate_up", "down")
+    layers = [
+        replace(each, **{name: in_groups(getattr(each, name), shared) for name in names}) for each in weights.layers
+    ]
+    return replace(weights, layers=layers)
+
+
+def step_of(config, keys, device, dtype, stored=None):
     """A model, and what a decode step of it takes."""
     tables, blocks = [], 0
     for count in keys:
@@ -43,7 +68,7 @@ def step_of(config, keys, device, dtype):
     pool = GpuKvPool(config, blocks, BLOCK, device, dtype)
     if device == CPU:
         pool.memory.zero_()
-    model = GpuModel(config, random_weights(config, device, dtype), pool, context=config.max_position)
+    model = GpuModel(config, weights_of(config, device, dtype, stored), pool, context=config.max_position)
     batch = GpuBatch.build(inputs, BLOCK, CPU)
     there = {field.name: getattr(batch, field.name) for field in fields(batch)}
     batch = replace(batch, **{name: part.to(device) for name, part in there.items() if isinstance(part, torch.Tensor)})
@@ -51,8 +76,8 @@ def step_of(config, keys, device, dtype):
     return model, batch, replace(settings, floats=settings.floats.to(device), ints=settings.ints.to(device))
 
 
-def ran(monkeypatch, config, keys, device, dtype, *, runs):
-    model, batch, settings = step_of(config, keys, device, dtype)
+def ran(monkeypatch, config, keys, device, dtype, *, runs, stored=None):
+    model, batch, settings = step_of(config, keys, device, dtype, stored)
     with instrumented(monkeypatch, runs=runs) as noted:
         sample(model.logits(model.compute(batch)), settings)
     return noted
@@ -66,13 +91,26 @@ def test_every_address_is_counted(monkeypatch):
     assert noted.others == []
 
 
+@pytest.mark.parametrize("rows", [4, pytest.param(70, marks=pytest.mark.long)])
+def test_every_address_of_weights_in_groups_is_counted(monkeypatch, rows):
+    """Sums in one part and in two; of 70 rows, in two tiles of rows, in one."""
+    keys = [1, 40, 300, *[2] * (rows - 3)]
+    noted = ran(monkeypatch, IN_GROUPS, keys, CPU, torch.float32, runs=True, stored="Q4_0")
+    counted = DecodeCount(IN_GROUPS, keys, 4, longest=max(keys), processors=3, stored="Q4_0")
+    assert noted.launches == list(counted.launches())
+    assert noted.others == []
+
+
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_llama_3_8b_launches_what_is_counted(monkeypatch, case):
     """In its real shapes, on tensors without memory. Nothing of torch is launched beside products."""
     monkeypatch.setattr(decode, "multiprocessors", lambda device: 132)
-    keys, config = CASES[case][1], replace(LLAMA_3_8B, layers=2, sliding_layers=(False,) * 2, max_position=65_536)
-    noted = ran(monkeypatch, config, keys, NOWHERE, torch.bfloat16, runs=False)
-    counted = list(DecodeCount(config, keys, 2, longest=max(keys)).launches())
+    (_, keys, stored), config = (
+        CASES[case],
+        replace(LLAMA_3_8B, layers=2, sliding_layers=(False,) * 2, max_position=65_536),
+    )
+    noted = ran(monkeypatch, config, keys, NOWHERE, torch.bfloat16, runs=False, stored=stored)
+    counted = list(DecodeCount(config, keys, 2, longest=max(keys), stored=stored).launches())
     assert [(each.kernel, each.programs) for each in noted.launches] == [(e.kernel, e.programs) for e in counted]
     assert [each for each in noted.launches if each.kernel == PRODUCT] == [e for e in counted if e.kernel == PRODUCT]
     assert noted.others == []

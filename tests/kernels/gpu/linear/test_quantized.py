@@ -1,5 +1,6 @@
 """Products with 4- and 8-bit weights: packers against the formats' own definitions, the kernel against dequantized weights."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,17 +10,22 @@ import pytest
 import torch
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernels.gpu.linear import quantized as module
+from kernels.gpu.linear import split_sums
 from kernels.gpu.linear.quantized import (
     KERNEL_ROWS,
     quantized_linear,
     reference_quantized_linear,
     runs_in_kernel,
-    splits_for,
+    tiling,
     unpack,
 )
 from kernels.gpu.linear.quantized_matrix import dequantize, from_gguf, pack
+from kernels.gpu.linear.split_sums import FOLD, PartialSums, most_bytes, most_counts, splits_for
+from kernels.gpu.workspace import Workspace
 
 FORMATS = [
     ("symmetric", 4, 32),
@@ -126,16 +132,92 @@ def test_bias_without_a_split():
     close(quantized_linear(x, matrix, bias), reference_quantized_linear(x, matrix, bias))
 
 
-@pytest.mark.parametrize(("form", "bits", "group"), [("symmetric", 4, 32), ("zeros", 4, 128), ("channel", 8, 0)])
-def test_a_row_does_not_depend_on_the_others(form, bits, group, monkeypatch):
-    """Not with one tile of 16 or 32 rows, not with several tiles, nor beyond the kernel's rows if that is asked for."""
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 64)
-    matrix = packed(form, bits, group, 140, 2304)
-    x = drawn(KERNEL_ROWS + 6, 2304, torch.float16)
+ROWS = (1, 16, 17, 32, 33, 64, 65, KERNEL_ROWS)  # on either side of each shape of program
+
+
+@pytest.fixture
+def short_splits(monkeypatch):
+    """Of one span or more."""
+    monkeypatch.setattr(split_sums, "_LEAST_SPANS", 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "bits", "group", "rows"),
+    [
+        ("symmetric", 4, 32, 65),
+        ("zeros", 4, 128, 17),
+        *(pytest.param(*each, KERNEL_ROWS + 6, marks=pytest.mark.long) for each in FORMATS),
+    ],
+)
+def test_a_row_does_not_depend_on_the_others(form, bits, group, rows, short_splits):
+    """Not in any shape of program, nor beyond the kernel's rows if that is asked for. There are more splits than a fold has."""
+    columns = 5 * (32 if group == 32 else 64) * 16 // bits
+    matrix = packed(form, bits, group, 3, columns)
+    assert splits_for(1, matrix.words.shape[1], matrix.lanes, 132) == 5 > FOLD
+    x = drawn(rows, columns, torch.float16)
     whole = quantized_linear(x, matrix, batch_invariant=True)
-    assert splits_for(2, matrix.words.shape[1], matrix.lanes, 132) > 1
-    for rows in (slice(0, 1), slice(0, 16), slice(0, 17), slice(0, KERNEL_ROWS), slice(69, 70), slice(40, 60)):
-        assert torch.equal(quantized_linear(x[rows], matrix), whole[rows])
+    close(whole, reference_quantized_linear(x, matrix))
+    for some in (slice(0, 1), *(slice(0, count) for count in ROWS if count < rows), slice(rows - 3, rows)):
+        assert torch.equal(quantized_linear(x[some], matrix), whole[some])
+
+
+def in_order(parts):
+    """fp32 sums, `FOLD` at a time, then these."""
+    folds = [parts[first : first + FOLD] for first in range(0, len(parts), FOLD)]
+    sums = [functools.reduce(numpy.add, fold, numpy.float32(0)) for fold in folds]
+    return functools.reduce(numpy.add, sums, numpy.float32(0))
+
+
+@pytest.mark.parametrize("splits", [9, 5, 2])
+@pytest.mark.parametrize("rows", [1, 40, 70])
+def test_splits_are_added_in_their_order(rows, splits, short_splits):
+    """Sums that tell: each split has one weight other than zero, and small ones get lost beside large ones."""
+    parts = [2.0**24, 1, 1, 1, 1, 1, 1, 1, -(2.0**24)][:splits]
+    q = torch.full((1, splits * 128), 8, dtype=torch.uint8)
+    q[0, ::128] = 9
+    matrix = pack(q, torch.ones(1, splits * 4), None, form="symmetric", bits=4, group=32)
+    assert splits_for(1, splits, 32, 132) == splits
+    x = torch.zeros(rows, splits * 128)
+    x[:, ::128] = torch.tensor(parts)
+    expected = in_order([numpy.float32(part) for part in parts])
+    assert quantized_linear(x, matrix).flatten().tolist() == [expected] * rows
+    if splits == 9:
+        assert expected not in (numpy.float32(sum(parts)), functools.reduce(numpy.add, map(numpy.float32, parts)))
+
+
+def test_products_share_memory_of_which_they_know_nothing(short_splits):
+    """One after the other, of several shapes; the counts are zero before and after each."""
+    shared = PartialSums.on(torch.device("cpu"), KERNEL_ROWS)
+    shared.memory.memory.fill_(0xFF)  # NaN
+    for rows, outputs, columns in ((1, 140, 640), (65, 3, 640), (20, 3, 384), (3, 140, 256)):
+        matrix, x, bias = (
+            packed("symmetric", 4, 32, outputs, columns),
+            drawn(rows, columns),
+            torch.arange(float(outputs)),
+        )
+        found = quantized_linear(x, matrix, bias, partial_sums=shared)
+        assert torch.equal(found, quantized_linear(x, matrix, bias))
+        close(found, reference_quantized_linear(x, matrix, bias))
+        assert not shared.arrived.any()
+
+
+@given(
+    st.integers(1, 1500), st.integers(1, 500), st.sampled_from([32, 64]), st.sampled_from([1, 108, 132, 148]),
+    st.sampled_from(ROWS),
+)  # fmt: skip
+def test_shared_memory_holds_every_product(tiles, spans, lanes, processors, rows):
+    row_tiles, tiles, parts = tiling(128 * tiles, spans * lanes * 4, rows, 4, lanes % 64, processors).grid
+    if parts > 1:
+        assert 4 * parts * rows * tiles * 128 <= most_bytes(KERNEL_ROWS, processors)
+        assert tiles * row_tiles <= most_counts(KERNEL_ROWS, processors)
+
+
+def test_more_than_there_is_memory_for_is_refused():
+    small = PartialSums(Workspace(8, torch.device("cpu")), torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(ValueError, match="workspace that has 8"):
+        small.take(2, 1, 1, 1)
+    with pytest.raises(ValueError, match="6 tiles; there are counts for 2"):
+        small.take(2, 1, 3, 2)
 
 
 def test_many_rows_go_through_dequantized_tiles(monkeypatch):
@@ -202,27 +284,37 @@ def test_other_activations_are_refused(x):
         quantized_linear(x, packed("symmetric", 4, 32, 8, 64))
 
 
+def compiled(code):
+    """What a process prints that compiles for an H200."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 @pytest.mark.parametrize(
-    ("name", "programs"),
-    [("w4 awq 128 bf16", 3), ("unpack awq 128 bf16", 1), ("w8 channel bf16", 3), ("w4 q4_0 bf16", 4)],
+    ("name", "programs", "threads"),
+    [
+        ("w4 awq 128 bf16 16 rows", 3, 128),
+        ("unpack awq 128 bf16", 1, 128),
+        ("w8 channel bf16 16 rows", 3, 128),
+        ("w4 q4_0 bf16 16 rows", 4, 128),
+        ("w4 q4_0 bf16 64 rows folded", 1, 256),
+    ],
 )
-def test_builds_for_a_gpu_without_spills(name, programs):
-    """And `programs` of them, of 128 threads each, run on one multiprocessor of an H200 at once."""
-    code = (
+def test_builds_for_a_gpu_without_spills(name, programs, threads):
+    """And `programs` of them, of so many threads each, run on one multiprocessor of an H200 at once."""
+    fits, registers, shared = compiled(
         "from kernels.gpu.build import build\nfrom kernels.gpu.linear.quantized import VARIANTS\n"
         f"built = build('m', next(v for v in VARIANTS if v.name == {name!r}), 90)\n"
         "print(built.fits, built.registers, built.shared)"
     )
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    fits, registers, shared = done.stdout.split() or [done.stderr] * 3
-    assert fits == "True", fits
-    assert programs * 128 * -(-int(registers) // 8) * 8 <= 65536
+    assert fits == "True"
+    assert programs * threads * -(-int(registers) // 8) * 8 <= 65536
     assert programs * (int(shared) + 1024) <= 228 * 1024
