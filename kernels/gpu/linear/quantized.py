@@ -262,12 +262,14 @@ class ProductShape:
         warps: per program.
         stages: of the software pipeline.
         folded: whether it computes a fold of splits in place of one.
+        registers: the most of a thread; None: the compiler's choice.
     """
 
     rows: int
     warps: int
     stages: int
     folded: bool
+    registers: int | None = None
 
 
 def config_for(rows: int) -> ProductShape:
@@ -275,7 +277,8 @@ def config_for(rows: int) -> ProductShape:
     tiles of rows on there are programs enough with a fold each. (128 rows would need more registers than there are.)"""
     if rows <= 32:
         return ProductShape(16 if rows <= 16 else 32, warps=4, stages=4, folded=False)
-    return ProductShape(64, warps=8, stages=3, folded=rows > 64)
+    # Left to itself, the compiler spills some for the sake of a second program.
+    return ProductShape(64, warps=8, stages=3, folded=rows > 64, registers=255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +325,7 @@ def _launch(
         GROUP=matrix.group or lanes, LANES=lanes, BLOCK_ROWS=cut.shape.rows, TILE=TILE,
         WHOLE=columns % (matrix.planes * lanes) == 0, FOLD=FOLD, FOLDED=cut.shape.folded, SHARED=parts > 1,
         HAS_BIAS=bias is not None, INTERPRETED=INTERPRETED, num_warps=cut.shape.warps, num_stages=cut.shape.stages,
+        maxnreg=cut.shape.registers,
     )  # fmt: skip
 
 
@@ -371,6 +375,7 @@ def _variant(name: str, kind: str, form: Form, bits: int, group: int, rows: int,
         },
         warps=shape.warps,
         stages=shape.stages,
+        registers=shape.registers,
         aligned=(*pointers, "outputs", "columns", "x_stride"),
     )  # fmt: skip
 
