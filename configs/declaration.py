@@ -106,9 +106,9 @@ class Declaration(BaseModel):
     )
     cpu_precision: Literal["exact", "fast"] = Field(
         "fast",
-        description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights. `fast`: int8 activations over 4- and "
-        "8-bit weights, KV in bf16 (Q1_0, Q5_0, IQ4_NL, TQ1_0, TQ2_0 and MXFP4 become 8-bit weights of the same numbers, other "
-        "types are rounded to 8 bits); fp32 where the C++ kernels are missing.",
+        description="Arithmetic on the CPU. `exact`: fp32 on the dequantized weights. `fast`: int8 activations over "
+        "the file's own weights, KV in bf16 (Q1_0, TQ1_0 and TQ2_0 become 8-bit weights of the same numbers; IQ1 to IQ3, NVFP4 and "
+        "floats are rounded to 8 bits); fp32 where the C++ kernels are missing.",
         json_schema_extra=MODEL | CPU,
     )
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -9,9 +9,10 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelSource
 from configs.needs import FAST_BLOCK_UNIT
 from configs.settings import Settings
-from engine.loading.stored import stored_kinds
+from engine.loading.stored import stored_types
 from engine.models.abilities import VARIANTS, Abilities
 from engine.models.layout import expected_shapes, weights_bytes
+from kernels.cpu.layouts import FORMATS, packed_size
 from kernels.cpu.variants import ACTIVATIONS, choose
 
 EXACT = Abilities(
@@ -103,11 +104,11 @@ def _obstacle(settings: Settings, config: ModelConfig) -> str | None:
 
 
 def packed_bytes(source: ModelSource, config: ModelConfig, load_format: str) -> int:
-    """Memory of the weights as `engine.cpu.packed_weights` holds them, in bytes: a file's 4-bit groups (20 bytes for 32 weights),
-    all other matrices in 8 bits (34 bytes for 32 weights), norms and biases in fp32."""
-    kinds = stored_kinds(source, config, load_format)
+    """Memory of the weights as `engine.cpu.packed_weights` holds them, in bytes: a file's own blocks, all other matrices in 8 bits
+    (34 bytes for 32 weights), norms and biases in fp32."""
+    kinds = stored_types(source, config, load_format)
     total = 0
     for name, shape in expected_shapes(config).items():
-        group = 20 if kinds.get(name) in ("Q4_0", "Q4_1") else 34
-        total += prod(shape) * 4 if len(shape) == 1 else -(-shape[0] // 16) * 16 * shape[1] // 32 * group
+        kind = kinds.get(name, "")
+        total += prod(shape) * 4 if len(shape) == 1 else prod(packed_size(kind if kind in FORMATS else "Q8_0", *shape))
     return total

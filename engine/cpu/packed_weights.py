@@ -1,4 +1,4 @@
-"""The weights of the int8 kernels: 4- and 8-bit groups that hold the file's numbers, all other matrices rounded to 8 bits."""
+"""The weights of the int8 kernels: the file's own blocks, and 8-bit groups for whatever has none."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from engine.cpu.formats import FAST
 from engine.cpu.shared_weights import Placer, in_place
 from engine.loading.reader import TensorReader, read
 from engine.models.registry import family_of
+from kernels.cpu.layouts import FORMATS
 from kernels.cpu.native import NativeLayer
 from kernels.cpu.packing import PackedMatrix, pack_float, pack_gguf
 
@@ -88,5 +89,9 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int) -> NativeLayer
 
 
 def _matrix(reader: TensorReader, name: str) -> PackedMatrix:
+    """In the file's own blocks; a type that the kernels do not know in 8-bit groups, rounded unless those hold its numbers."""
+    stored = reader.blocks(name)
+    if stored and stored[0] in FORMATS:
+        return pack_gguf(stored[1], stored[0])
     kind = reader.group_kind(name)
     return pack_float(read(reader, name)) if kind is None else pack_gguf(reader.groups(name), kind)

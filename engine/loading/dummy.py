@@ -7,9 +7,9 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.loading.reader import Assemble, Loaded_co, in_fp32
+from engine.loading.stored import GroupKind
 from engine.models.family import Shape
 from engine.models.layout import expected_shapes, norm_names
-from kernels.cpu.packing import Kind
 
 _SPREAD = 0.02  # as in transformers' own initialization: activations neither vanish nor overflow
 
@@ -29,7 +29,10 @@ class _Random:
 
     rope_factors: Tensor | None = None
 
-    def group_kind(self, name: str) -> Kind | None:
+    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+        return None
+
+    def group_kind(self, name: str) -> GroupKind | None:
         return None
 
     def groups(self, name: str) -> Tensor:

@@ -24,11 +24,10 @@ from configs.model.stored_tensor import StoredTensor
 from engine.loading.dequantize import dequantize_into, to_q8_0
 from engine.loading.gguf_tensors import gguf_tensors
 from engine.loading.reader import Assemble, Loaded_co, in_fp32
-from engine.loading.stored import GROUPED
+from engine.loading.stored import GROUPED, GroupKind
 from engine.models.family import Shape
 from engine.models.layout import check_shapes, gguf_names
 from engine.models.registry import family_of
-from kernels.cpu.packing import Kind
 
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -59,7 +58,10 @@ class _Gguf:
         self._interleaved = _interleaved(config)
         self.shapes: Mapping[str, Shape] = {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def group_kind(self, name: str) -> Kind | None:
+    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+        return self._tensors[name].kind, self._rows(name)
+
+    def group_kind(self, name: str) -> GroupKind | None:
         return GROUPED.get(self._tensors[name].kind)
 
     def groups(self, name: str) -> Tensor:

@@ -18,10 +18,10 @@ from configs.model.safetensors_header import read_safetensors, shards
 from configs.model.source import ModelError
 from engine.loading.reader import Assemble, Loaded_co
 from engine.loading.staging import copy_through
+from engine.loading.stored import GroupKind
 from engine.models.family import Shape
 from engine.models.layout import check_shapes, norm_names
 from engine.models.registry import family_of
-from kernels.cpu.packing import Kind
 
 _FLOATS = {"F32", "F16", "BF16", "F64"}
 _DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the config implies
@@ -58,7 +58,10 @@ class _Safetensors:
 
     rope_factors: Tensor | None = None  # derived from the description
 
-    def group_kind(self, name: str) -> Kind | None:
+    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+        return None
+
+    def group_kind(self, name: str) -> GroupKind | None:
         return None
 
     def groups(self, name: str) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
+from engine.loading.stored import GroupKind
 from engine.models.family import Shape
-from kernels.cpu.packing import Kind
 
 
 class TensorReader(Protocol):
@@ -26,7 +26,11 @@ class TensorReader(Protocol):
     shapes: Mapping[str, Shape]
     rope_factors: Tensor | None
 
-    def group_kind(self, name: str) -> Kind | None:
+    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+        """A matrix as it is stored: the name of a type of GGUF's, and uint8 [rows, bytes]; None: it has no blocks."""
+        ...
+
+    def group_kind(self, name: str) -> GroupKind | None:
         """In which groups of 32 columns `groups` gives a matrix; None: it has no such form."""
         ...
 

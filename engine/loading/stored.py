@@ -24,13 +24,13 @@ GROUPED: dict[str, GroupKind] = {
 }
 
 
-def stored_kinds(source: ModelSource, config: ModelConfig, load_format: str) -> dict[str, GroupKind]:
-    """In which groups kernels take matrices, by their Hugging Face names: of those types that have such a form.
+def stored_types(source: ModelSource, config: ModelConfig, load_format: str) -> dict[str, str]:
+    """The types of a GGUF file's tensors by their Hugging Face names; none of another file.
 
     Args:
         source: the model's files.
         config: their description.
-        load_format: as in the settings; `dummy` weights have no groups.
+        load_format: as in the settings; `dummy` weights have no types.
 
     Raises:
         ModelError: a type that cannot be read, or a damaged file.
@@ -38,4 +38,11 @@ def stored_kinds(source: ModelSource, config: ModelConfig, load_format: str) -> 
     if source.kind != "gguf" or load_format == "dummy":
         return {}
     tensors, names = gguf_tensors(read_gguf_header(source.path)), gguf_names(config)
-    return {names.get(name, name): GROUPED[tensor.kind] for name, tensor in tensors.items() if tensor.kind in GROUPED}
+    return {names.get(name, name): tensor.kind for name, tensor in tensors.items()}
+
+
+def stored_kinds(source: ModelSource, config: ModelConfig, load_format: str) -> dict[str, GroupKind]:
+    """In which groups kernels take matrices, by their Hugging Face names: of those types that have such a form. Arguments and
+    errors are those of `stored_types`."""
+    types = stored_types(source, config, load_format)
+    return {name: GROUPED[kind] for name, kind in types.items() if kind in GROUPED}

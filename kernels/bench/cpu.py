@@ -15,8 +15,9 @@ from itertools import accumulate
 
 import torch
 
+from kernels.cpu.layouts import FORMATS
 from kernels.cpu.native import NativeChunk, NativeOps
-from kernels.cpu.packing import PackedMatrix
+from kernels.cpu.packing import PackedMatrix, pack_gguf
 from kernels.cpu.variants import choose
 
 LAYERS, HIDDEN, INNER, VOCAB = 30, 576, 1536, 49152
@@ -103,8 +104,8 @@ class Bench:
             "gate, up": (2 * INNER, HIDDEN),
             "down": (HIDDEN, INNER),
         }
-        weights = {name: [random_matrix(*shape, bits=4) for _ in range(LAYERS)] for name, shape in shapes.items()}
-        weights["head"] = [random_matrix(VOCAB, HIDDEN, bits=8)]
+        weights = {name: [random_matrix(*shape, "Q4_1") for _ in range(LAYERS)] for name, shape in shapes.items()}
+        weights["head"] = [random_matrix(VOCAB, HIDDEN, "Q8_0")]
         for rows in (1, 8, 32, 128):
             for name, matrices in weights.items():
                 if name != "head" or rows <= SAMPLING:
@@ -145,12 +146,10 @@ class Bench:
         return Row(name, seconds, size, 4 * seen * HEADS * DIM * LAYERS, self.rates.bf16)
 
 
-def random_matrix(outputs: int, columns: int, *, bits: int) -> PackedMatrix:
-    """A random weight: any bytes are valid quants and integer factors; scales are set to small values."""
-    records = torch.randint(0, 256, (outputs // 16, columns // 32, 320 if bits == 4 else 544), dtype=torch.uint8)
-    if bits == 8:
-        records[..., :32] = torch.full((16,), 0.01, dtype=torch.float16).view(torch.uint8)
-    return PackedMatrix(records, torch.full((outputs // 16, 16), 1e-6), outputs, columns, bits)
+def random_matrix(outputs: int, columns: int, kind: str) -> PackedMatrix:
+    """A random weight: any bytes are valid, and those of no scale is NaN."""
+    blocks = torch.randint(0, 60, (outputs, columns // FORMATS[kind].columns * FORMATS[kind].block), dtype=torch.uint8)
+    return pack_gguf(blocks, kind)
 
 
 def median(work: Callable[[], object], rounds: int, before: Callable[[], object] | None = None) -> float:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from kernels.cpu.variants import BUILDS, COMMON_FLAGS, SOURCES, VARIANTS, InstructionSet, supported
 
@@ -35,7 +36,7 @@ def build(variants: Iterable[InstructionSet]) -> list[InstructionSet]:
         raise FileNotFoundError("no C++ compiler: none of $CXX, g++, c++, clang++ is on the path")
     BUILDS.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda variant: _compile(command, variant), missing):
+        for _ in pool.map(lambda variant: compile_library(command, variant.flags, variant.library), missing):
             pass
     current = {variant.library for variant in VARIANTS}
     for old in set(BUILDS.glob("*.so")) - current:
@@ -43,14 +44,18 @@ def build(variants: Iterable[InstructionSet]) -> list[InstructionSet]:
     return missing
 
 
-def _compile(command: str, variant: InstructionSet) -> None:
-    """Compile to a temporary name first, so that no other process sees half a library."""
-    partial = variant.library.with_suffix(f".{os.getpid()}.partial")
+def compile_library(command: str, flags: Iterable[str], library: Path) -> None:
+    """Compile the sources to `library`: to a temporary name first, so that no other process sees half of it.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler failed; its output is in `stderr`.
+    """
+    partial = library.with_suffix(f".{os.getpid()}.partial")
     source = str(SOURCES / "interface.cpp")
     subprocess.run(
-        [command, *COMMON_FLAGS, *variant.flags, source, "-o", str(partial)], check=True, capture_output=True, text=True
+        [command, *COMMON_FLAGS, *flags, source, "-o", str(partial)], check=True, capture_output=True, text=True
     )
-    partial.replace(variant.library)
+    partial.replace(library)
 
 
 def main() -> int:

@@ -1,8 +1,4 @@
-"""The C++ kernels of `kernels/cpu/csrc/`, bound with ctypes: pointers in, pointers out, no Python while they run.
-
-With ctypes rather than a torch extension, the sources include no torch headers: they compile in seconds, with any compiler, and
-the library works with every torch version. A call releases the GIL.
-"""
+"""The C++ kernels of `kernels/cpu/csrc/`, bound with ctypes: pointers in, pointers out, no Python while they run."""
 
 import ctypes
 from array import array
@@ -14,19 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.cpu.packing import PackedMatrix
+from kernels.cpu.library import open_library
+from kernels.cpu.packing import MatrixStruct, PackedMatrix
 from kernels.cpu.variants import ACTIVATIONS
 
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = (("records", _pointer), ("steps", _pointer), ("outputs", _int), ("columns", _int), ("bits", _int))
-
-    @classmethod
-    def of(cls, matrix: PackedMatrix) -> "_Matrix":
-        return cls(matrix.records.data_ptr(), matrix.steps.data_ptr(), matrix.outputs, matrix.columns, matrix.bits)
 
 
 _MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -38,7 +27,7 @@ _VECTORS = (
 
 class _LayerStruct(ctypes.Structure):
     _fields_ = (
-        *((name, _Matrix) for name in _MATRICES),
+        *((name, MatrixStruct) for name in _MATRICES),
         *((name, _pointer) for name in _VECTORS),
         ("window", _int),
     )
@@ -64,8 +53,8 @@ class _Model(ctypes.Structure):
         *((name, _int) for name in ("hidden", "intermediate", "layers", "activation")),
         ("eps", ctypes.c_float),
         ("layer", ctypes.POINTER(_LayerStruct)),
-        ("embedding", _Matrix),
-        ("head", _Matrix),
+        ("embedding", MatrixStruct),
+        ("head", MatrixStruct),
         ("final_norm", _pointer),
         ("cos", _pointer),
         ("sin", _pointer),
@@ -150,7 +139,7 @@ class NativeOps:
     """
 
     def __init__(self, library: Path, threads: int) -> None:
-        self.library = _open(library)
+        self.library = open_library(library)
         self.team = self.library.headrace_team(threads)
 
     def __del__(self) -> None:
@@ -163,7 +152,7 @@ class NativeOps:
         Several weights of one shape are used one after another, as a step does with its layers; the last result is returned.
         """
         out = torch.empty(len(rows), weights[-1].outputs)
-        matrices = (_Matrix * len(weights))(*map(_Matrix.of, weights))
+        matrices = (MatrixStruct * len(weights))(*(weight.struct for weight in weights))
         self.library.headrace_linear(
             self.team, ctypes.byref(matrices), len(weights), rows.data_ptr(), len(rows), out.data_ptr()
         )
@@ -242,8 +231,8 @@ class NativeDecoder:
             activation=ACTIVATIONS[model.activation],
             eps=model.eps,
             layer=self._layers,
-            embedding=_Matrix.of(model.embedding),
-            head=_Matrix.of(model.head),
+            embedding=model.embedding.struct,
+            head=model.head.struct,
             final_norm=model.final_norm.data_ptr(),
             cos=model.cos.data_ptr(),
             sin=model.sin.data_ptr(),
@@ -309,25 +298,7 @@ def _cache(storage: Tensor, dim: int) -> _Cache:
 
 
 def _layer(layer: NativeLayer) -> _LayerStruct:
-    matrices = {name: _Matrix.of(getattr(layer, name)) for name in _MATRICES}
+    matrices = {name: getattr(layer, name).struct for name in _MATRICES}
     vectors = {name: getattr(layer, name) for name in _VECTORS}
     pointers = {name: None if vector is None else vector.data_ptr() for name, vector in vectors.items()}
     return _LayerStruct(**matrices, **pointers, window=layer.window)
-
-
-def _open(library: Path) -> ctypes.CDLL:
-    opened = ctypes.CDLL(str(library))
-    for name, result, arguments in (
-        ("team", _pointer, (ctypes.c_int32,)),
-        ("team_free", None, (_pointer,)),
-        ("decoder", _pointer, (_pointer, _pointer)),
-        ("decoder_free", None, (_pointer,)),
-        ("forward", None, (_pointer, _pointer, _pointer, _pointer)),
-        ("logits", None, (_pointer, _pointer, _int, _pointer)),
-        ("mask", None, (_pointer, _pointer, _int, _pointer, _int, _pointer, _int)),
-        ("linear", None, (_pointer, _pointer, _int, _pointer, _int, _pointer)),
-        ("attention", None, (*[_pointer] * 5, _int, _int, _int, _pointer, _pointer)),
-    ):
-        function = getattr(opened, f"headrace_{name}")
-        function.restype, function.argtypes = result, arguments
-    return opened

@@ -49,7 +49,7 @@ struct Tasks {
     const int64_t begin = rows * segment / segments(), end = rows * (segment + 1) / segments();
     Tile tiles[TILES];
     for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t, members * TILES);
-    multiply(w.bits, tiles, count, in.from(begin), end - begin,
+    multiply(w.kind, tiles, count, in.from(begin), end - begin,
              [&](int64_t r, int t, f32x16 sums) { emit(begin + r, first + t, sums); });
   }
 };
@@ -194,11 +194,11 @@ class Decoder {
       const int64_t count = std::min<int64_t>(CHUNK, end - begin);
       const Activations some = normed_.from(begin);
       auto keep = [&](int first) { return [&, first](int64_t r, int t, f32x16 sums) { out[r][first + t] = sums + bias[first + t]; }; };
-      if (gate.bits == up.bits) {
-        multiply(gate.bits, tiles, 4, some, count, keep(0));
+      if (gate.kind == up.kind) {
+        multiply(gate.kind, tiles, 4, some, count, keep(0));
       } else {
-        multiply(gate.bits, tiles, 2, some, count, keep(0));
-        multiply(up.bits, tiles + 2, 2, some, count, keep(2));
+        multiply(gate.kind, tiles, 2, some, count, keep(0));
+        multiply(up.kind, tiles + 2, 2, some, count, keep(2));
       }
       for (int64_t r = 0; r < count; r++)
         quantize(activate<ACTIVATION>(out[r][0]) * out[r][2], activate<ACTIVATION>(out[r][1]) * out[r][3],

@@ -1,6 +1,7 @@
 // The C interface that kernels/cpu/native.py binds. All memory that is passed in belongs to the caller and must outlive the
 // object it is given to; nothing is allocated in a step that is not larger than every step before it.
 #include "decoder.h"
+#include "pack.h"
 
 using namespace headrace;
 
@@ -32,6 +33,26 @@ void headrace_mask(Team* team, float* logits, int64_t tokens, const int64_t* row
     return;
   }
   team->run([&](int) { team->each((int)count, mask); });
+}
+
+// --- weights -----------------------------------------------------------------------------------------------------------------
+
+int64_t headrace_block_bytes(int64_t kind) {
+  return with_format(kind, [](auto format) { return (int64_t)BlockOf<decltype(format)>::BYTES_OF; });
+}
+
+int64_t headrace_record_bytes(int64_t kind) {
+  return with_format(kind, [](auto format) { return (int64_t)record_bytes<decltype(format)>(); });
+}
+
+// `rows` of GGUF blocks, `stride` bytes apart, to tiles.
+void headrace_pack(int64_t kind, const uint8_t* rows, int64_t stride, int64_t outputs, int64_t columns, uint8_t* out) {
+  with_format(kind, [&](auto format) { pack<decltype(format)>(rows, stride, outputs, columns, out); });
+}
+
+// out [outputs, columns]: what the weights are worth.
+void headrace_unpack(const Matrix* w, float* out) {
+  for (int64_t i = 0; i < w->outputs; i++) embed(*w, i, out + i * w->columns);
 }
 
 // --- single operations, for tests and the benchmark ----------------------------------------------------------------------

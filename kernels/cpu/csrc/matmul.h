@@ -1,30 +1,21 @@
-// Products of int8 activations with 4- and 8-bit weights, over groups of 32 columns.
+// Products of int8 activations with quantized weights (`formats.h`), over groups of 32 columns.
 //
-// An activation is s * x, x in -127..127, s for each row and group. A weight is
-//     8 bits: d * (q - 128), d for each output and group
-//     4 bits: D * (a * (q - 8) + b), D for each output, a and b (int16) for each output and group
-// (packing.py makes the latter of Q4_0 and Q4_1), so that one group of one output is
-//     8 bits: d s * (sum of q x - 128 sum of x)
-//     4 bits: D s * (a * (sum of q x - 8 sum of x) + b * (sum of x)), the first sum within 16 bits: 8 * 127 * 32 = 32512
+// An activation is s * x, x in -127..127, s for each row and group. A weight is scale * (q - ZERO) + offset, so that what SUB columns of
+// one output add to a row's result is
+//     scale s * (sum of q x - ZERO * sum of x) + offset * (s * sum of x)
 // with integer sums: exact, whatever else is in the batch. Groups are added in ascending order for any number of rows.
 //
-// Weights lie as tiles of 16 outputs; of a tile, group after group, one record (read once, front to back, at any number of rows):
-//     4 bits: (a, b) int16[16][2] | 4 x 64 bytes; dword i of vector j holds columns 4j..4j+3 (low halves) and
-//             16 + 4j .. 16 + 4j+3 (high halves) of output i                                                   320 bytes
-//     8 bits: d fp16[16] | 8 x 64 bytes; dword i of vector j holds columns 4j..4j+3 of output i                544 bytes
-//
-// Floor: one row reads 20 (34) bytes for each 32 weights. R rows do 8 R vector products of int8 for each record and, on the same
-// two multipliers, 2 R more (a and b; s), so at best 8 of 10 slots are int8 products. Additions and conversions have other units.
+// Floor: one row reads a tile's record once, front to back: that is bound by memory. R rows do 8 R vector products of int8 for each
+// group of a tile and, on the same two multipliers, 3 R more (4 R with an offset, 6 R where SUB is 16), so at best 8 of 11 slots are int8
+// products. Additions have other units; unpacking is shared by all rows.
 #pragma once
 
 #include <algorithm>
 
-#include "simd.h"
+#include "formats.h"
 
 namespace headrace {
 
-constexpr int GROUP = 32;
-constexpr int TILE = 16;
 // Rows and tiles computed at once: their ROWS * TILES integer sums, TILES vectors of weights and one of activations fill the
 // vector registers (32 of 64 bytes, or 16 of 32), and each vector loaded serves several products.
 #if defined(__AVX512F__)
@@ -34,34 +25,11 @@ constexpr int ROWS = 3, TILES = 2;
 #endif
 constexpr int AHEAD = 4096;  // bytes asked for in advance by a single row, which reads one tile after the other
 
-struct Tile {
-  const uint8_t* records;
-  const float* steps;
-  const uint8_t* next;  // the tile whose turn comes after this one, most likely: asked for by several rows
-};
-
-struct Matrix {
-  const uint8_t* records;
-  const float* steps;  // D [tiles * 16], with 4 bits
-  int64_t outputs;     // rows of the matrix; the last tile is padded with zero weights
-  int64_t columns;
-  int64_t bits;
-
-  int tiles() const { return (int)((outputs + TILE - 1) / TILE); }
-  int groups() const { return (int)(columns / GROUP); }
-  int record() const { return bits == 4 ? 320 : 544; }
-  // Tile `index`; `skip` tiles on lies what will be read next.
-  Tile tile(int64_t index, int64_t skip = 0) const {
-    const int64_t size = groups() * record(), next = std::min<int64_t>(index + skip, tiles() - 1);
-    return {records + index * size, steps + index * TILE, records + next * size};
-  }
-};
-
 // What one group of one row's activations needs beside its bytes.
 struct Scale {
-  float scale;        // s
-  int32_t upper;      // sum of x, in the upper 16 bits
-  int32_t zero[2];    // -8 and -128 times the sum of x: what a weight's zero point adds
+  float scale;     // s
+  float total;     // s times the sum of x
+  int32_t sum[2];  // of the first 16 x, and of the others
 };
 
 // Rows of quantized activations: x[row * columns + column], scales[row * columns / 32 + group].
@@ -90,101 +58,118 @@ inline void quantize(f32x16 a, f32x16 b, int8_t* x, Scale* scale) {
   i32x16 qa = to_int(a * splat(inverse)), qb = to_int(b * splat(inverse));
   store(x, narrow(qa));
   store(x + TILE, narrow(qb));
-  int32_t total = sum(qa + qb);
   scale->scale = most / 127.0f;
-  scale->upper = (int32_t)((uint32_t)total << 16);
-  scale->zero[0] = -8 * total;
-  scale->zero[1] = -128 * total;
+  scale->sum[0] = sum(qa);
+  scale->sum[1] = sum(qb);
+  scale->total = scale->scale * (float)(scale->sum[0] + scale->sum[1]);
 }
 
-// Columns 4 j .. 4 j + 3 of one group of 16 outputs.
-template <int BITS>
-inline u32x16 quants(const uint8_t* record, int j) {
-  if constexpr (BITS == 8) return load<u32x16>(record + 32 + 64 * j);
-  u32x16 packed = load<u32x16>(record + 64 + 64 * (j % 4));
-  return (j < 4 ? packed : packed >> 4) & 0x0f0f0f0fu;
+// Group `g` of a record, of which `tiles` point to the same place, times the activations x[r * stride]; adds to sums[r][t].
+template <class Format, int R, int T>
+inline void group_product(const uint8_t* const* records, int g, const int8_t* x, int64_t stride, const Scale* scales, int64_t groups,
+                          f32x16 (*sums)[T]) {
+  constexpr int SUBS = GROUP / Format::SUB, QUADS = Format::SUB / 4;
+  using Sum = Dots<Format::BITS, QUADS>;
+#pragma GCC unroll 2
+  for (int sub = 0; sub < SUBS; sub++) {
+    Sum dot[R][T];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Scale& s = scales[r * groups];
+      const int32_t start = -(Format::ZERO - Sum::CENTRE) * (SUBS == 2 ? s.sum[sub] : s.sum[0] + s.sum[1]);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) dot[r][t] = Sum::from(start);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < QUADS; j++) {
+      u32x16 w[T];
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) w[t] = Format::quants(records[t] + Format::HEADER + g * Format::EACH, sub * QUADS + j);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const int32_t quad = load<int32_t>(x + r * stride + 4 * (sub * QUADS + j));
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) dot[r][t].add(j, w[t], quad);
+      }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+      const f32x16 scale = Format::scale(records[t], g, sub);
+      f32x16 offset{};
+      if constexpr (Format::MIN) offset = Format::offset(records[t], g, sub);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const Scale& s = scales[r * groups];
+        sums[r][t] = fma(to_float(dot[r][t].total()), scale * splat(s.scale), sums[r][t]);
+        if constexpr (Format::MIN)
+          sums[r][t] = fma(offset, splat(SUBS == 2 ? s.scale * (float)s.sum[sub] : s.total), sums[r][t]);
+      }
+    }
+  }
 }
 
-// out[r * T + t] = outputs of tiles[t] for row first + r.
-template <int BITS, int R, int T, bool ASK>
-inline void product(const Tile* tiles, const Activations& in, int64_t first, f32x16* out) {
-  constexpr int RECORD = BITS == 4 ? 320 : 544;
-  const int groups = (int)(in.columns / GROUP);
+// out[r * T + t] = outputs of tiles[t] for row first + r. One row asks for what it will read soon of its tile; several, of which the first
+// cut asks, for the tiles whose turn comes next.
+template <class Format, int R, int T>
+inline void product(const Tile* tiles, const Activations& in, int64_t first, bool ask, f32x16* out) {
+  constexpr int RECORD = record_bytes<Format>(), PARTS = Format::COLUMNS / GROUP, SHARE = (RECORD / PARTS + 63) / 64 * 64;
+  const int64_t groups = in.columns / GROUP;
   const int8_t* x = in.row(first);
   const Scale* scales = in.scale(first);
   f32x16 sums[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) sums[r][t] = f32x16{};
-  for (int g = 0; g < groups; g++, x += GROUP, scales++) {
-    if constexpr (ASK && T == 1) prefetch(tiles[0].records + g * RECORD + AHEAD, RECORD);
-    for (int t = 0; t < T && ASK && T > 1; t++) prefetch(tiles[t].next + g * RECORD, RECORD);
-    i32x16 dot[R][T];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-      for (int t = 0; t < T; t++) dot[r][t] = i32x16{} + scales[r * groups].zero[BITS == 8];
-#pragma GCC unroll 8
-    for (int j = 0; j < GROUP / 4; j++) {
-      u32x16 w[T];
-#pragma GCC unroll 8
-      for (int t = 0; t < T; t++) w[t] = quants<BITS>(tiles[t].records + g * RECORD, j);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const int32_t quad = load<int32_t>(x + r * in.columns + 4 * j);
-#pragma GCC unroll 8
-        for (int t = 0; t < T; t++) dot[r][t] = dot4<BITS>(dot[r][t], w[t], quad);
-      }
-    }
-#pragma GCC unroll 8
-    for (int t = 0; t < T; t++) {
-      const uint8_t* record = tiles[t].records + g * RECORD;
-      const u32x16 factors = BITS == 4 ? load<u32x16>(record) : u32x16{};
-      const f32x16 d = BITS == 8 ? half(record) : f32x16{};
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const Scale& s = scales[r * groups];
-        if constexpr (BITS == 4) sums[r][t] = fma(to_float(dot2(dot[r][t], s.upper, factors)), splat(s.scale), sums[r][t]);
-        else sums[r][t] = fma(to_float(dot[r][t]), d * splat(s.scale), sums[r][t]);
-      }
+  for (int64_t at = 0; at < groups / PARTS; at++) {
+    const uint8_t* records[T];
+    for (int t = 0; t < T; t++) records[t] = tiles[t].records + at * RECORD;
+    for (int g = 0; g < PARTS; g++, x += GROUP, scales++) {
+      const int64_t share = at * RECORD + g * SHARE;
+      if constexpr (T == 1) prefetch(tiles[0].records + share + AHEAD, SHARE);
+      else
+        for (int t = 0; t < T && ask; t++) prefetch(tiles[t].next + share, SHARE);
+      group_product<Format, R, T>(records, g, x, in.columns, scales, groups, sums);
     }
   }
   for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[r * T + t] = BITS == 4 ? sums[r][t] * load<f32x16>(tiles[t].steps) : sums[r][t];
+    for (int t = 0; t < T; t++) out[r * T + t] = sums[r][t];
 }
 
-template <int BITS, int T, bool ASK, int R = ROWS>
-inline void product(const Tile* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
-  if (rows == R) return product<BITS, R, T, ASK>(tiles, in, first, out);
-  if constexpr (R > 1) product<BITS, T, ASK, R - 1>(tiles, in, first, rows, out);
+template <class Format, int R = ROWS>
+inline void product(const Tile* tiles, const Activations& in, int64_t first, int rows, bool ask, f32x16* out) {
+  if (rows == R) return product<Format, R, TILES>(tiles, in, first, ask, out);
+  if constexpr (R > 1) product<Format, R - 1>(tiles, in, first, rows, ask, out);
 }
 
-template <int T, bool ASK>
-inline void product(int64_t bits, const Tile* tiles, const Activations& in, int64_t first, int rows, f32x16* out) {
-  if (bits == 4) product<4, T, ASK>(tiles, in, first, rows, out);
-  else product<8, T, ASK>(tiles, in, first, rows, out);
-}
-
-// `multiply` for T tiles. The rows are cut evenly into at most ROWS; the first cut asks for the weights that come next.
-template <int T, class Emit>
-inline void multiply(int64_t bits, const Tile* tiles, int first_tile, const Activations& in, int64_t rows, Emit&& emit) {
-  f32x16 out[ROWS * T];
+// Emits `count` of TILES tiles for all rows, which are cut evenly into at most ROWS.
+template <class Emit>
+inline void multiply_rows(int64_t kind, const Tile* tiles, int first_tile, int count, const Activations& in, int64_t rows, Emit&& emit) {
+  f32x16 out[ROWS * TILES];
   const int64_t cuts = (rows + ROWS - 1) / ROWS;
   for (int64_t cut = 0; cut < cuts; cut++) {
     const int64_t first = rows * cut / cuts, last = rows * (cut + 1) / cuts;
-    if (cut == 0) product<T, true>(bits, tiles, in, first, (int)(last - first), out);
-    else product<T, false>(bits, tiles, in, first, (int)(last - first), out);
+    with_format(kind, [&](auto format) { product<decltype(format)>(tiles, in, first, (int)(last - first), cut == 0, out); });
     for (int64_t r = first; r < last; r++)
-      for (int i = 0; i < T; i++) emit(r, first_tile + i, out[(r - first) * T + i]);
+      for (int i = 0; i < count; i++) emit(r, first_tile + i, out[(r - first) * TILES + i]);
   }
 }
 
-// Calls emit(row, tile, outputs) for `count` tiles, all of `bits` bits, and all rows. One row is bound by reading its weights, which a
-// tile after the other reads best; more rows take TILES tiles together.
+// Calls emit(row, tile, outputs) for `count` tiles, all of that kind, and all rows. One row is bound by reading its weights, which a
+// tile after the other reads best; more rows take TILES tiles together, of which the last may be there several times.
 template <class Emit>
-inline void multiply(int64_t bits, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
-  int t = 0;
-  for (; rows > 1 && t + TILES <= count; t += TILES) multiply<TILES>(bits, tiles + t, t, in, rows, emit);
-  for (; t < count; t++) multiply<1>(bits, tiles + t, t, in, rows, emit);
+inline void multiply(int64_t kind, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
+  if (rows == 1) {
+    f32x16 out;
+    for (int t = 0; t < count; t++) {
+      with_format(kind, [&](auto format) { product<decltype(format), 1, 1>(tiles + t, in, 0, true, &out); });
+      emit(0, t, out);
+    }
+    return;
+  }
+  for (int t = 0; t < count; t += TILES) {
+    Tile some[TILES];
+    for (int i = 0; i < TILES; i++) some[i] = tiles[std::min(t + i, count - 1)];
+    multiply_rows(kind, some, t, std::min(TILES, count - t), in, rows, emit);
+  }
 }
 
 }  // namespace headrace

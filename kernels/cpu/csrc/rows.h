@@ -75,22 +75,17 @@ inline void norm(float* x, const float* weight, int64_t size, float eps) {
 
 // One token's row of an embedding.
 inline void embed(const Matrix& table, int64_t token, float* out) {
-  const Tile tile = table.tile(token / TILE);
   const int lane = (int)(token % TILE);
-  for (int g = 0; g < table.groups(); g++) {
-    const uint8_t* record = tile.records + g * table.record();
-    if (table.bits == 8) {
-      const float d = half(record)[lane];
-      for (int c = 0; c < GROUP; c++) out[g * GROUP + c] = d * (float)(record[32 + c / 4 * 64 + lane * 4 + c % 4] - 128);
-      continue;
-    }
-    const int16_t* factors = (const int16_t*)record + 2 * lane;
-    for (int c = 0; c < GROUP; c++) {
-      const uint8_t both = record[64 + c % 16 / 4 * 64 + lane * 4 + c % 4];
-      const int q = c < 16 ? both & 15 : both >> 4;
-      out[g * GROUP + c] = tile.steps[lane] * (float)(factors[0] * (q - 8) + factors[1]);
-    }
-  }
+  with_format(table.kind, [&](auto format) {
+    using Format = decltype(format);
+    const uint8_t* record = table.tile(token / TILE).records;
+    f32x16 columns[GROUP];
+    for (int64_t c = 0; c < table.columns; c += Format::COLUMNS, record += record_bytes<Format>())
+      for (int g = 0; g < Format::COLUMNS / GROUP; g++) {
+        weights<Format>(record, g, columns);
+        for (int i = 0; i < GROUP; i++) out[c + g * GROUP + i] = columns[i][lane];
+      }
+  });
 }
 
 // Norm (unless `weight` is null) and turn one head, halves d and d + dim / 2 being a rotary pair.

@@ -139,73 +139,101 @@ inline i32x16 lanes() {
   return load<i32x16>(NUMBERS);
 }
 
-// --- int8: acc[i] += w[4i] x[0] + w[4i+1] x[1] + w[4i+2] x[2] + w[4i+3] x[3] ------------------------------------------
-// w unsigned (weights, 4 or 8 bits wide), x four signed bytes in one dword (activations in -127..127).
+// --- int8: sums over N quads j of w[4i] x[0] + w[4i+1] x[1] + w[4i+2] x[2] + w[4i+3] x[3] ------------------------------
+// w unsigned (weights of BITS bits), x four signed bytes in one dword (activations in -127..127). Of 8-bit weights some sets take
+// CENTRE off, which is then not to be taken off again.
 
 #if defined(__AVX512VNNI__)
 
-template <int BITS>
-inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
-}
+template <int BITS, int N>
+struct Dots {
+  static constexpr int CENTRE = 0;
+  i32x16 sum;
 
-#elif defined(__AVX512BW__)
-
-inline __m512i pairs(__m512i w, __m512i x) { return _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)); }
-
-// maddubs saturates at 16 bits: 8-bit weights go in two halves that cannot reach it (127 * 127 * 2, 128 * 127 * 2).
-template <int BITS>
-inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
-  __m512i all = (__m512i)w, by = _mm512_set1_epi32(x);
-  if (BITS == 4) return (i32x16)_mm512_add_epi32((__m512i)acc, pairs(all, by));
-  __m512i low7 = _mm512_set1_epi8(0x7f);
-  __m512i some = _mm512_add_epi32((__m512i)acc, pairs(_mm512_and_si512(all, low7), by));
-  return (i32x16)_mm512_add_epi32(some, pairs(_mm512_andnot_si512(low7, all), by));
-}
+  static Dots from(int32_t start) { return {i32x16{} + start}; }
+  void add(int, u32x16 w, int32_t x) { sum = (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x)); }
+  i32x16 total() const { return sum; }
+};
 
 #else
-
-inline __m256i pairs(__m256i w, __m256i x) { return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)); }
-
-template <int BITS>
-inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {
-  if (BITS == 4) return _mm256_add_epi32(acc, pairs(w, x));
-  __m256i low7 = _mm256_set1_epi8(0x7f);
-  acc = _mm256_add_epi32(acc, pairs(_mm256_and_si256(w, low7), x));
-  return _mm256_add_epi32(acc, pairs(_mm256_andnot_si256(low7, w), x));
-}
-
-template <int BITS>
-inline i32x16 dot4(i32x16 acc, u32x16 w, int32_t x) {
-  const __m256i by = _mm256_set1_epi32(x);
-  return both(dot4<BITS>((__m256i)acc.lo, (__m256i)w.lo, by), dot4<BITS>((__m256i)acc.hi, (__m256i)w.hi, by));
-}
-
-#endif
-
-// --- int16: x[i] f[2i] + y f[2i+1] -------------------------------------------------------------------------------------
-// x fits 16 bits; y comes in the upper half of a dword whose lower half is 0; f are pairs of int16.
 
 #if defined(__AVX512BW__)
 
-inline i32x16 dot2(i32x16 x, int32_t y, u32x16 f) {
-  const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)x, _mm512_set1_epi32(y));
-#if defined(__AVX512VNNI__)
-  return (i32x16)_mm512_dpwssd_epi32(_mm512_setzero_si512(), both, (__m512i)f);
-#else
-  return (i32x16)_mm512_madd_epi16(both, (__m512i)f);
-#endif
+typedef __m512i Bytes;
+inline Bytes part(u32x16 w, int) { return (Bytes)w; }
+inline i32x16 whole(const Bytes* parts) { return (i32x16)parts[0]; }
+inline Bytes splat_bytes(int32_t x) { return _mm512_set1_epi32(x); }
+inline Bytes add16(Bytes a, Bytes b) { return _mm512_add_epi16(a, b); }
+inline Bytes add32(Bytes a, Bytes b) { return _mm512_add_epi32(a, b); }
+inline Bytes pairs16(Bytes w, Bytes x) { return _mm512_maddubs_epi16(w, x); }
+inline Bytes pairs32(Bytes a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
+inline Bytes centred(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+inline Bytes magnitudes(Bytes w) { return _mm512_abs_epi8(w); }
+inline Bytes signed_by(Bytes x, Bytes w) {
+  return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
 }
 
 #else
 
-inline i32x16 dot2(i32x16 x, int32_t y, u32x16 f) {
-  const __m256i upper = _mm256_set1_epi32(y);
-  auto part = [&](__m256i some, __m256i factors) { return _mm256_madd_epi16(_mm256_blend_epi16(some, upper, 0xaa), factors); };
-  return both(part((__m256i)x.lo, (__m256i)f.lo), part((__m256i)x.hi, (__m256i)f.hi));
-}
+typedef __m256i Bytes;
+inline Bytes part(const u32x16& w, int i) { return (Bytes)(i ? w.hi : w.lo); }
+inline i32x16 whole(const Bytes* parts) { return both(parts[0], parts[1]); }
+inline Bytes splat_bytes(int32_t x) { return _mm256_set1_epi32(x); }
+inline Bytes add16(Bytes a, Bytes b) { return _mm256_add_epi16(a, b); }
+inline Bytes add32(Bytes a, Bytes b) { return _mm256_add_epi32(a, b); }
+inline Bytes pairs16(Bytes w, Bytes x) { return _mm256_maddubs_epi16(w, x); }
+inline Bytes pairs32(Bytes a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+inline Bytes centred(Bytes w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
+inline Bytes magnitudes(Bytes w) { return _mm256_abs_epi8(w); }
+inline Bytes signed_by(Bytes x, Bytes w) { return _mm256_sign_epi8(x, w); }
 
 #endif
+
+// maddubs gives sums of two products in 16 bits, which saturate. RUN of them are added before they are widened: as many as cannot
+// reach 2^15. 8-bit weights go as magnitudes, with their signs on the activations: 128 * 127 * 2 is within.
+template <int BITS, int N>
+struct Dots {
+  static constexpr int CENTRE = BITS == 8 ? 128 : 0;
+  static constexpr int MOST = (BITS == 8 ? 128 : (1 << BITS) - 1) * 127 * 2, FIT = 32767 / MOST, RUN = FIT < N ? FIT : N;
+  static constexpr int PARTS = 64 / sizeof(Bytes);
+  int32_t start;
+  Bytes sum[PARTS], run[PARTS];
+
+  static Dots from(int32_t start) {
+    Dots out;
+    out.start = start;
+    return out;
+  }
+  void add(int j, u32x16 w, int32_t x) {
+#pragma GCC unroll 2
+    for (int i = 0; i < PARTS; i++) {
+      const Bytes some = products(part(w, i), splat_bytes(x));
+      run[i] = j % RUN ? add16(run[i], some) : some;
+      if (j % RUN == RUN - 1 || j == N - 1) sum[i] = add32(j < RUN ? splat_bytes(start) : sum[i], pairs32(run[i]));
+    }
+  }
+  i32x16 total() const { return whole(sum); }
+
+ private:
+  static Bytes products(Bytes w, Bytes x) {
+    if constexpr (BITS < 8) return pairs16(w, x);
+    const Bytes c = centred(w);
+    return pairs16(magnitudes(c), signed_by(x, c));
+  }
+};
+
+#endif
+
+// Bytes of `table` at the places in w, 0 to 15 in every byte.
+inline u32x16 look_up(const uint8_t* table, u32x16 w) {
+  const __m128i values = _mm_load_si128((const __m128i*)table);
+#if defined(__AVX512BW__)
+  return (u32x16)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), (__m512i)w);
+#else
+  const __m256i all = _mm256_broadcastsi128_si256(values);
+  return (u32x16)both(_mm256_shuffle_epi8(all, (__m256i)w.lo), _mm256_shuffle_epi8(all, (__m256i)w.hi));
+#endif
+}
 
 // --- bf16: acc[i] += kv[2i] p[0] + kv[2i+1] p[1], products exact, sums in fp32 -----------------------------------------
 // kv comes from the cache (two bf16 in a dword), p is a pair of a query or of weights of attention.

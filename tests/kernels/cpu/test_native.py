@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from pathlib import Path
 
 import gguf
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.cpu import native_reference as reference
-from kernels.cpu.build import build, compiler
+from kernels.cpu.build import build, compile_library, compiler
 from kernels.cpu.native import NativeChunk, NativeOps
 from kernels.cpu.packing import pack_float, pack_gguf, unpack
 from kernels.cpu.variants import VARIANTS, choose, supported
@@ -42,6 +43,18 @@ def ops(request):
     return NativeOps(variant.library, 2)
 
 
+EMULATED = {"avx512": (), "avx512_bf16": ("-DEMULATE_VNNI",)}
+
+
+@pytest.fixture(scope="session", params=EMULATED)
+def emulated(request, tmp_path_factory):
+    """The code for AVX-512 on a processor with AVX2, its instructions in plain C++ (`emulated.h`)."""
+    library = tmp_path_factory.mktemp("emulated") / f"{request.param}.so"
+    header = str(Path(__file__).parent / "emulated.h")
+    compile_library(compiler(), ("-O1", "-mavx2", "-include", header, *EMULATED[request.param]), library)
+    return NativeOps(library, 2)
+
+
 def weights(outputs, columns, seed=0):
     return torch.randn(outputs, columns, generator=torch.Generator().manual_seed(seed))
 
@@ -50,19 +63,6 @@ def stored(kind, weight):
     """GGUF bytes of `weight`, and the values they stand for, both by the gguf package."""
     groups = gguf.quants.quantize(weight.numpy(), KINDS[kind])
     return torch.from_numpy(groups), torch.from_numpy(gguf.quants.dequantize(groups, KINDS[kind]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("outputs", "columns"), [(16, 32), (35, 96), (160, 64)])
-def test_packing_moves_quants_and_keeps_scales_to_sixteen_bits(kind, outputs, columns):
-    rows, values = stored(kind, weights(outputs, columns))
-    packed = pack_gguf(rows, kind)
-    assert (packed.outputs, packed.columns) == (outputs, columns)
-    assert packed.records.shape == (-(-outputs // 16), columns // 32, 544 if kind == "Q8_0" else 320)
-    steps = torch.zeros(()) if kind == "Q8_0" else packed.steps.flatten()[:outputs, None]
-    # Half a unit of a, up to 8 times, and half a unit of b.
-    assert ((unpack(packed) - values).abs() <= 4.6 * steps + 1e-6 * values.abs()).all()
-    assert (4.6 * steps <= 5e-5 * values.abs().amax(dim=1, keepdim=True)).all()
 
 
 def test_floats_are_rounded_to_eight_bits():

@@ -1,0 +1,224 @@
+// GGUF's blocks to the tiles of `formats.h`, and back to fp32. Bits are moved, never rounded.
+//
+// A type's `unpack` gives the columns of one block, one byte each, as `Format::quants` will have them; then `place_header` writes what
+// belongs to one output into a record, and `place_group` its quants. Layouts of blocks: ggml's ggml-common.h and, in words, the
+// `gguf` package's quants.py.
+#pragma once
+
+#include <cstring>
+
+#include "formats.h"
+
+namespace headrace {
+
+inline void copy_half(uint8_t* to, int lane, const uint8_t* from) { std::memcpy(to + 2 * lane, from, 2); }
+
+// 16 bytes with two columns each: those in the low halves, then those in the high ones.
+inline void halves(const uint8_t* from, uint8_t* q) {
+  for (int i = 0; i < 16; i++) q[i] = from[i] & 15, q[16 + i] = from[i] >> 4;
+}
+
+// --- types of 32 columns -------------------------------------------------------------------------------------------------
+
+template <bool FIFTH, int HALVES>
+struct PlainBlock {
+  static constexpr int BYTES_OF = 2 * HALVES + (FIFTH ? 4 : 0) + 16;
+
+  static void unpack(const uint8_t* block, uint8_t* q) {
+    halves(block + BYTES_OF - 16, q);
+    if constexpr (FIFTH) {
+      const uint32_t bits = load<uint32_t>(block + 2 * HALVES);
+      for (int i = 0; i < GROUP; i++) q[i] |= (bits >> i & 1) << 4;
+    }
+  }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) {
+    for (int i = 0; i < HALVES; i++) copy_half(record + 32 * i, lane, block + 2 * i);
+  }
+};
+
+struct ByteBlock {  // Q8_0
+  static constexpr int BYTES_OF = 34;
+
+  static void unpack(const uint8_t* block, uint8_t* q) {
+    for (int i = 0; i < GROUP; i++) q[i] = block[2 + i] ^ 0x80;
+  }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) { copy_half(record, lane, block); }
+};
+
+struct ExponentBlock {  // MXFP4
+  static constexpr int BYTES_OF = 17;
+
+  static void unpack(const uint8_t* block, uint8_t* q) { halves(block + 1, q); }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) { record[lane] = block[0]; }
+};
+
+// --- types of 256 columns ------------------------------------------------------------------------------------------------
+
+template <bool FIFTH>
+struct SixBitBlock {  // Q4_K, Q5_K
+  static constexpr int BYTES_OF = FIFTH ? 176 : 144;
+
+  static void unpack(const uint8_t* block, uint8_t* q) {
+    const uint8_t *high = block + 16, *low = high + (FIFTH ? 32 : 0);
+    for (int g = 0; g < 8; g++)
+      for (int i = 0; i < GROUP; i++) {
+        q[GROUP * g + i] = low[GROUP * (g / 2) + i] >> 4 * (g % 2) & 15;
+        if constexpr (FIFTH) q[GROUP * g + i] |= (high[i] >> g & 1) << 4;
+      }
+  }
+  // Twelve bytes with eight scales and eight minima of six bits: the low four of the last four of each share bytes 8 to 11, their
+  // upper two are above the first four's.
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) {
+    copy_half(record, lane, block);
+    copy_half(record + 32, lane, block + 2);
+    const uint8_t* s = block + 4;
+    for (int g = 0; g < 8; g++) {
+      uint8_t* to = record + 64 + 32 * g + lane;
+      to[0] = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+      to[16] = g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | (s[g] >> 6) << 4;
+    }
+  }
+};
+
+struct IQ4_XSBlock {
+  static constexpr int BYTES_OF = 136;
+
+  static void unpack(const uint8_t* block, uint8_t* q) {
+    for (int g = 0; g < 8; g++) halves(block + 8 + 16 * g, q + GROUP * g);
+  }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) {
+    copy_half(record, lane, block);
+    const uint16_t high = load<uint16_t>(block + 2);
+    for (int g = 0; g < 8; g++) {
+      const int low = block[4 + g / 2] >> 4 * (g % 2) & 15;
+      record[32 + 16 * g + lane] = (uint8_t)((low | (high >> 2 * g & 3) << 4) - 32);
+    }
+  }
+};
+
+struct Q6_KBlock {
+  static constexpr int BYTES_OF = 210;
+
+  static void unpack(const uint8_t* block, uint8_t* q) {
+    for (int n = 0; n < 2; n++) {
+      const uint8_t *low = block + 64 * n, *high = block + 128 + 32 * n;
+      for (int part = 0; part < 4; part++)
+        for (int i = 0; i < GROUP; i++)
+          q[128 * n + GROUP * part + i] =
+              (low[GROUP * (part % 2) + i] >> 4 * (part / 2) & 15) | (high[i] >> 2 * part & 3) << 4;
+    }
+  }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) {
+    copy_half(record, lane, block + 208);
+    for (int i = 0; i < 16; i++) record[32 + 16 * i + lane] = block[192 + i];
+  }
+};
+
+// 64 bytes with four columns each, of 128 columns first those in the lowest bits.
+inline void quarters(const uint8_t* from, uint8_t* q) {
+  for (int g = 0; g < 8; g++)
+    for (int i = 0; i < GROUP; i++) q[GROUP * g + i] = from[GROUP * (g / 4) + i] >> 2 * (g % 4) & 3;
+}
+
+struct Q2_KBlock {
+  static constexpr int BYTES_OF = 84;
+
+  static void unpack(const uint8_t* block, uint8_t* q) { quarters(block + 16, q); }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) {
+    copy_half(record, lane, block + 80);
+    copy_half(record + 32, lane, block + 82);
+    for (int i = 0; i < 16; i++) record[64 + 16 * i + lane] = block[i];
+  }
+};
+
+struct Q3_KBlock {
+  static constexpr int BYTES_OF = 110;
+
+  static void unpack(const uint8_t* block, uint8_t* q) {
+    quarters(block + 32, q);
+    for (int g = 0; g < 8; g++)
+      for (int i = 0; i < GROUP; i++) q[GROUP * g + i] |= (block[i] >> g & 1) << 2;
+  }
+  static void place_header(const uint8_t* block, int lane, uint8_t* record) {
+    copy_half(record, lane, block + 108);
+    const uint8_t *low = block + 96, *high = block + 104;
+    for (int i = 0; i < 16; i++) {
+      const int scale = (low[i % 8] >> 4 * (i / 8) & 15) | (high[i % 4] >> 2 * (i / 4) & 3) << 4;
+      record[32 + 16 * i + lane] = (uint8_t)(scale - 32);
+    }
+  }
+};
+
+// The blocks of a file that become records of a format.
+template <class Format>
+struct BlockOf;
+template <> struct BlockOf<Q4_0Format> : PlainBlock<false, 1> {};
+template <> struct BlockOf<Q4_1Format> : PlainBlock<false, 2> {};
+template <> struct BlockOf<Q5_0Format> : PlainBlock<true, 1> {};
+template <> struct BlockOf<Q5_1Format> : PlainBlock<true, 2> {};
+template <> struct BlockOf<Q8_0Format> : ByteBlock {};
+template <> struct BlockOf<IQ4_NLFormat> : PlainBlock<false, 1> {};
+template <> struct BlockOf<MXFP4Format> : ExponentBlock {};
+template <> struct BlockOf<Q2_KFormat> : Q2_KBlock {};
+template <> struct BlockOf<Q3_KFormat> : Q3_KBlock {};
+template <> struct BlockOf<Q4_KFormat> : SixBitBlock<false> {};
+template <> struct BlockOf<Q5_KFormat> : SixBitBlock<true> {};
+template <> struct BlockOf<Q6_KFormat> : Q6_KBlock {};
+template <> struct BlockOf<IQ4_XSFormat> : IQ4_XSBlock {};
+
+// --- quants into a group ---------------------------------------------------------------------------------------------------
+
+inline void place(uint8_t* at, int vector, int lane, uint32_t dword) { std::memcpy(at + 64 * vector + 4 * lane, &dword, 4); }
+inline uint32_t quad(const uint8_t* q, int j) { return load<uint32_t>(q + 4 * j); }
+
+inline void place_nibbles(const uint8_t* q, int lane, uint8_t* at) {
+  for (int v = 0; v < 4; v++) place(at, v, lane, (quad(q, v) & 0x0f0f0f0f) | (quad(q, v + 4) & 0x0f0f0f0f) << 4);
+}
+inline void place_pairs(const uint8_t* q, int from, int lane, uint8_t* at) {
+  for (int v = 0; v < 2; v++) {
+    uint32_t dword = 0;
+    for (int n = 0; n < 4; n++) dword |= (quad(q, 4 * v + n) >> from & 0x03030303) << 2 * n;
+    place(at, v, lane, dword);
+  }
+}
+inline void place_single(const uint8_t* q, int from, int lane, uint8_t* at) {
+  uint32_t dword = 0;
+  for (int n = 0; n < 8; n++) dword |= (quad(q, n) >> from & 0x01010101) << n;
+  place(at, 0, lane, dword);
+}
+
+template <class Format>
+inline void place_group(const uint8_t* q, int lane, uint8_t* at) {
+  if constexpr (Format::EACH == BYTES) {
+    for (int v = 0; v < 8; v++) place(at, v, lane, quad(q, v));
+  } else if constexpr (Format::EACH == PAIRS || Format::EACH == PAIRS + SINGLE) {
+    place_pairs(q, 0, lane, at);
+    if constexpr (Format::EACH > PAIRS) place_single(q, 2, lane, at + PAIRS);
+  } else {
+    place_nibbles(q, lane, at);
+    if constexpr (Format::EACH == NIBBLES + PAIRS) place_pairs(q, 4, lane, at + NIBBLES);
+    if constexpr (Format::EACH == NIBBLES + SINGLE) place_single(q, 4, lane, at + NIBBLES);
+  }
+}
+
+// A whole matrix: `rows` [outputs] are `stride` bytes apart; `out` has room for all tiles. What the last tile has too many is zero.
+template <class Format>
+inline void pack(const uint8_t* rows, int64_t stride, int64_t outputs, int64_t columns, uint8_t* out) {
+  using Block = BlockOf<Format>;
+  const int64_t records = columns / Format::COLUMNS;
+  for (int64_t first = 0; first < outputs; first += TILE, out += records * record_bytes<Format>()) {
+    const int lanes = (int)std::min<int64_t>(TILE, outputs - first);
+    if (lanes < TILE) std::memset(out, 0, records * record_bytes<Format>());
+    for (int64_t at = 0; at < records; at++)
+      for (int lane = 0; lane < lanes; lane++) {
+        const uint8_t* block = rows + (first + lane) * stride + at * Block::BYTES_OF;
+        uint8_t *record = out + at * record_bytes<Format>(), q[Format::COLUMNS];
+        Block::unpack(block, q);
+        Block::place_header(block, lane, record);
+        for (int g = 0; g < Format::COLUMNS / GROUP; g++)
+          place_group<Format>(q + g * GROUP, lane, record + Format::HEADER + g * Format::EACH);
+      }
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,40 @@
+"""The built library, opened with ctypes.
+
+With ctypes rather than a torch extension, the sources include no torch headers: they compile in seconds, with any compiler, and
+the library works with every torch version. A call releases the GIL.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+_pointer = ctypes.c_void_p
+_int = ctypes.c_int64
+
+
+@cache
+def open_library(path: Path) -> ctypes.CDLL:
+    """The library at `path`, its functions declared.
+
+    Raises:
+        OSError: it cannot be loaded.
+    """
+    opened = ctypes.CDLL(str(path))
+    for name, result, arguments in (
+        ("team", _pointer, (ctypes.c_int32,)),
+        ("team_free", None, (_pointer,)),
+        ("decoder", _pointer, (_pointer, _pointer)),
+        ("decoder_free", None, (_pointer,)),
+        ("forward", None, (_pointer, _pointer, _pointer, _pointer)),
+        ("logits", None, (_pointer, _pointer, _int, _pointer)),
+        ("mask", None, (_pointer, _pointer, _int, _pointer, _int, _pointer, _int)),
+        ("block_bytes", _int, (_int,)),
+        ("record_bytes", _int, (_int,)),
+        ("pack", None, (_int, _pointer, _int, _int, _int, _pointer)),
+        ("unpack", None, (_pointer, _pointer)),
+        ("linear", None, (_pointer, _pointer, _int, _pointer, _int, _pointer)),
+        ("attention", None, (*[_pointer] * 5, _int, _int, _int, _pointer, _pointer)),
+    ):
+        function = getattr(opened, f"headrace_{name}")
+        function.restype, function.argtypes = result, arguments
+    return opened
