@@ -10,13 +10,18 @@ from loadtest.client.target import Target
 from loadtest.replay import ReplayPlan
 from loadtest.report.objectives import slo
 from loadtest.report.output import add_output_options
-from loadtest.workload.numbers import count, not_negative, positive, share
+from loadtest.workload.arrivals import Closed
+from loadtest.workload.numbers import count, not_negative, positive, share, whole
 from loadtest.workload.options import add_request_options, shape_of, trace_of
 
 
 def plan_of(options: argparse.Namespace) -> ReplayPlan:
     """The plan that the options ask for. Raises ArrivalError, TraceError or ValueError."""
     texts: int | None = options.seed if options.same_texts else options.texts
+    if options.max_concurrency is not None and isinstance(options.arrivals, Closed):
+        raise ValueError(
+            "--max-concurrency bounds an open loop; of a closed one as many requests are open as it has users"
+        )
     return ReplayPlan(
         trace=trace_of(options),
         shape=shape_of(options),
@@ -29,6 +34,7 @@ def plan_of(options: argparse.Namespace) -> ReplayPlan:
         breaks=options.breaks,
         cancel=options.cancel,
         cancel_after=options.cancel_after,
+        most=options.max_concurrency,
         live=not options.quiet,
         server_pid=_server_pid(options),
         texts=texts,
@@ -161,6 +167,12 @@ def _add_bounds(group: Any) -> None:
         default=0.1,
         metavar="SHARE",
         help="the exit status is 1 if more of the requests failed [%(default)g]",
+    )
+    group.add_argument(
+        "--max-concurrency",
+        type=whole,
+        metavar="N",
+        help="requests open at once; further ones wait, and their latencies count from when they were due [any number]",
     )
     group.add_argument("--verify", type=count, default=0, metavar="N", help="ask N again unstreamed [%(default)s]")
     group.add_argument(

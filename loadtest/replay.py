@@ -50,6 +50,7 @@ class ReplayPlan:
         breaks: how often each stream's connection is broken, to be resumed.
         cancel: share of the requests whose clients leave before the answer is complete.
         cancel_after: seconds after which they leave; None: at a random place of the answer.
+        most: requests that may be open at once; further ones wait, and their latencies count from when they were due.
         live: whether to show progress on stderr.
         grafana: where the run is marked, if anywhere.
         texts: seed of the prompts' texts; None: drawn, so that a run finds nothing of an earlier one in the server's cache.
@@ -68,6 +69,7 @@ class ReplayPlan:
     breaks: int = 0
     cancel: float = 0.0
     cancel_after: float | None = None
+    most: int | None = None
     live: bool = False
     grafana: Grafana | None = None
     texts: int | None = None
@@ -112,6 +114,7 @@ async def run_replay(plan: ReplayPlan, target: Target) -> LoadRun:
             stall=plan.stall,
             breaks=_breaks(plan, target, known, pool),
             leaving=Leaving(plan.cancel, plan.cancel_after, plan.shape.seed) if plan.cancel else None,
+            most=plan.most,
         )
         with _stoppable(driver):
             before, started = await scrape(client, target.root), time.time()
@@ -312,6 +315,7 @@ def _run(
         "breaks": plan.breaks,
         "cancel": plan.cancel,
         "cancel_after": plan.cancel_after,
+        "max_concurrency": plan.most,
         "context": known.context,
         SHAREABLE: _shareable(work, known, records),
         MEASURED: measured_window(plan.shape.warm_up, plan.shape.cool_down, records),

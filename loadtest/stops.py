@@ -25,5 +25,15 @@ def interruptible() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """While the block runs, these signals wait: in the birth of a process an exception would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt

@@ -1,7 +1,10 @@
 """Sends a plan and keeps what comes back, to be judged when the load has ended.
 
 The open loop never waits for the server: a request leaves when the plan says, on a connection of its own if need be, and the
-client's lateness is measured. What belongs here: sending, timeouts, the client's own lateness. What does not: reading answers.
+client's lateness is measured. With a bound on the requests that are open a request waits for a place, as behind a gateway; its
+latencies count from the plan's time all the same.
+
+What belongs here: sending, timeouts, the client's own lateness. What does not: reading answers.
 """
 
 import asyncio
@@ -120,6 +123,7 @@ class Driver:
         stall: seconds without a byte after which a stream is given up.
         breaks: breaks connections of streams; None: nobody does.
         leaving: says which clients leave, and when; None: all stay.
+        most: requests of an open loop that may be open at once; None: any number.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Driver:
         stall: float,
         breaks: Breaks | None = None,
         leaving: Leaving | None = None,
+        most: int | None = None,
     ) -> None:
         self.live = Live(planned=len(plan.requests))
         self.health = ClientHealth()
@@ -145,6 +150,9 @@ class Driver:
         self._stall = stall
         self._breaks = breaks
         self._leaving = leaving
+        self._most = most or float("inf")
+        self._last_end = 0.0  # of a request
+        self._placed = 0.0  # when a place became free for the request that waited for one last
         self._start = 0.0
         self._open: set[HttpExchange] = set()
         self._ready: deque[tuple[Planned, BuiltRequest]] = deque()
@@ -152,6 +160,7 @@ class Driver:
         self._events_over = 0
         self._rest = iter(plan.requests)
         self._idle = asyncio.Event()
+        self._vacant = asyncio.Event()  # a request has ended since somebody began to wait for that
         self._wake = asyncio.Event()
         # Bodies wait here until the load has ended: in memory up to the bound, then on disk.
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  lives as long as the driver
@@ -171,6 +180,7 @@ class Driver:
             return
         self.interrupted = True
         self._wake.set()
+        self._vacant.set()
         for exchange in list(self._open):
             self._give_up(exchange, ErrorClass.CLIENT, "the run was interrupted")
 
@@ -211,6 +221,10 @@ class Driver:
                     await asyncio.sleep(0)
                 else:
                     await self._sleep(left)
+            while len(self._open) >= self._most and not self._stopped():
+                self._vacant.clear()
+                await self._vacant.wait()
+                self._placed = self._last_end
             if self._stopped():
                 return
             self._send(planned, built, planned.intended, None)
@@ -283,8 +297,9 @@ class Driver:
         record.sent = exchange.sent - self._start
         lateness = record.sent - intended
         assert lateness >= 0, "a request must not leave early: its latencies would be too short"
-        self.health.lateness.append(lateness)
-        self.live.lateness.append(lateness)
+        own = record.sent - max(intended, self._placed)
+        self.health.lateness.append(own)
+        self.live.lateness.append(own)
         self.live.sent += 1
         self._open.add(exchange)
         self.health.most_running = max(self.health.most_running, len(self._open))
@@ -307,6 +322,8 @@ class Driver:
         if times and exchange.status == 200:
             self.live.ttfts.append(times[0] - record.intended)
         self._open.discard(exchange)
+        self._last_end = self.elapsed
+        self._vacant.set()
         if not self._open:
             self._idle.set()
         if answered is not None and not answered.done():

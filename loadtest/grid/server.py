@@ -23,7 +23,7 @@ class ServerFailed(Exception):
 def running(
     command: Sequence[str], target: str, log: Path, *, start_seconds: float, stop_seconds: float
 ) -> Iterator[int]:
-    """A server, from when it answers at `target`. It has ended, with all of its process group, when the block is left.
+    """A server, from when it generates at `target`. It has ended, with all of its process group, when the block is left.
 
     Args:
         command: program and arguments.
@@ -58,9 +58,23 @@ def answers(target: str) -> bool:
         return False
 
 
+def ready(target: str) -> bool:
+    """Whether a server there generates: some list their models while they load them, and answer 503 to whatever else is asked."""
+    try:
+        listed = httpx.get(f"{target}/models", timeout=_ANSWER_SECONDS)
+        if listed.status_code != 200:
+            return listed.status_code in (401, 403)
+        body = {"model": listed.json()["data"][0]["id"], "prompt": "a", "max_tokens": 1}
+        return httpx.post(f"{target}/completions", json=body, timeout=_ANSWER_SECONDS).status_code != 503
+    except httpx.HTTPError:
+        return False
+    except (ValueError, LookupError, TypeError):  # a replay says what is wrong with its list
+        return True
+
+
 def _await(process: "subprocess.Popen[bytes]", target: str, log: Path, seconds: float) -> None:
     until = time.monotonic() + seconds
-    while not answers(target):
+    while not ready(target):
         if (status := process.poll()) is not None:
             raise ServerFailed(f"it ended with status {status}: {_last_lines(log)}")
         if time.monotonic() > until:

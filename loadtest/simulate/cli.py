@@ -39,6 +39,7 @@ from loadtest.simulate.options import (
 )
 from loadtest.simulate.policy import PolicyOutcome, header
 from loadtest.stops import interruptible
+from loadtest.workload.numbers import positive
 from loadtest.workload.options import add_request_options
 from loadtest.workload.plan import Plan
 from scheduler.router.deadlines import Deadline, DeadlineFor
@@ -139,6 +140,13 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     label = f"{label}, {budget} tokens a step" if several else label
     began = time.perf_counter()
     run = simulate(plan, cluster, label=label, objectives=options.slo, about=about)
+    if not any(record.fits for record in run.records):
+        why = (
+            f"{run.records[0].detail}: no request fits"
+            if run.records
+            else "it was interrupted before the first request"
+        )
+        raise ValueError(f"{why}; --scale, --max-prompt and --max-output shorten them")
     took = time.perf_counter() - began
     print(
         f"{label}: {len(run.records)} requests, {run.duration:.0f} s simulated in {took:.1f} s "
@@ -183,8 +191,8 @@ def _progress(total: int) -> Callable[[int], None]:
 def _deadline(text: str) -> Deadline:
     what, _, seconds = text.partition("=")
     try:
-        return Deadline(float(seconds), DeadlineFor(what))
-    except ValueError:
+        return Deadline(positive(seconds), DeadlineFor(what))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no deadline; write first_token=2 or end=10, in seconds"
         ) from None

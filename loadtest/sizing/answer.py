@@ -5,7 +5,8 @@
     proof       it keeps the goal over the whole load, and what is next cheaper does not; else the search goes on from there
     other loads what it attains at a higher load and with longer prompts, and how many engines these would take
 
-Fewer engines of a kind are taken to attain less. KV in 8 bits loses precision, so it is only taken where it is cheaper.
+Fewer engines of a kind are taken to attain less. KV in 8 bits loses precision, so it is only taken where it is cheaper. What is
+known by any time, should nobody wait for the end, is `Buyer.so_far`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,10 @@ HIGHER, LONGER = Condition(load=1.2), Condition(prompts=1.25)
 _FIRST_LOAD, _MOST_LOAD = 1.2, 16.0  # of the search for the headroom, times the trace's
 _OF_OTHERS = 2  # fleets of another kind that the contest has
 _SAME = 1e-9  # prices that differ by less are equal
+# What an answer leaves open that nobody waited for, by how far it came.
+_SEARCHED = "other kinds of sets may be cheaper, and nothing was simulated over the whole load"
+_CHOSEN = "nothing was simulated over the whole load"
+_PROVED = "whether anything cheaper is enough was not found out to the end, nor what other loads would take"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +75,33 @@ class OtherLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizingAnswer:
-    """The answer.
+    """The answer, or as much of it as was found before somebody interrupted.
 
     Attributes:
-        best: the cheapest fleet that keeps the goal, over the whole load.
-        price: of it, an hour.
-        headroom: of it.
+        best: the cheapest fleet that keeps the goal, over the whole load; or over the busiest stretch, as its trial says, where
+            nobody waited for more.
+        headroom: of it; None: not known yet.
         cheaper: the next cheaper fleet, over the whole load; None: there is nothing cheaper.
         fewer: the best one with an engine less, over the whole load; None: there is none, or it is the next cheaper one.
         others: other loads.
         kinds: how each kind did.
         equal: how far fleets of the same price keep the goal, each at the highest load that it kept.
+        open: what was not found out, in words; empty: all was.
     """
 
     best: FleetOutcome
-    price: float
-    headroom: Headroom
-    cheaper: FleetOutcome | None
-    fewer: FleetOutcome | None
-    others: Sequence[OtherLoad]
+    headroom: Headroom | None = None
+    cheaper: FleetOutcome | None = None
+    fewer: FleetOutcome | None = None
+    others: Sequence[OtherLoad] = ()
     kinds: Sequence[KindVerdict]
-    equal: Sequence[tuple[Fleet, float]]
+    equal: Sequence[tuple[Fleet, float]] = ()
+    open: str = ""
+
+    @property
+    def price(self) -> float:
+        """Of the best, an hour; of devices without a price their number."""
+        return price(self.best.trial.fleet)
 
 
 class Buyer:
@@ -103,6 +114,10 @@ class Buyer:
         most: devices of a fleet.
         precision: of the headroom, relative.
         tell: told what goes on, in words.
+
+    Attributes:
+        verdicts: on the kinds that were tried.
+        so_far: the answer as far as it is known; None: no fleet is known to keep the goal.
     """
 
     def __init__(
@@ -125,22 +140,28 @@ class Buyer:
         self._refuted: set[Fleet] = set()  # over the whole load
         self._hopeless: set[FleetKind] = set()
         self.verdicts: list[KindVerdict] = []
+        self.so_far: SizingAnswer | None = None
 
     def answer(self) -> SizingAnswer | None:
         """None: no fleet keeps the goal."""
         best = self._cheapest()
+        if self.so_far is not None:
+            self.so_far = replace(self.so_far, kinds=self.verdicts, open=_CHOSEN)
         while best is not None:
             fleet, headroom, equal = self._contest(best)
             self._tell(f"{fleet}: {headroom.held:.3g} x the load is kept; the whole load comes next")
             whole = self._pool.measure([SizingTrial(fleet, whole=True, to_the_end=True)])[0]
             if not self._pool.good(whole):
+                self.so_far = None
                 self._refuted.add(fleet)
                 best = self._another(fleet)
                 continue
+            self.so_far = SizingAnswer(best=whole, headroom=headroom, kinds=self.verdicts, equal=equal, open=_PROVED)
             cheaper = self._next_cheaper(fleet)
             passing = self._whole_good(cheaper)
             if passing is None:
-                return self._completed(whole, headroom, cheaper, equal)
+                self.so_far = self._completed(self.so_far, cheaper)
+                return self.so_far
             best = passing
         return None
 
@@ -174,6 +195,7 @@ class Buyer:
                 continue
             best = found.outcome.trial.fleet
             self.verdicts.append(KindVerdict(kind, found.engines, price(best)))
+            self.so_far = SizingAnswer(best=found.outcome, kinds=self.verdicts, open=_SEARCHED)
             self._tell(f"{best} keeps the goal over the busiest stretch")
         return best
 
@@ -237,7 +259,10 @@ class Buyer:
         self._refuted.update(rest)
         more = len(fleet.roles) + 1
         found = self._search.smallest(fleet.kind, more, fleet.kind.engines(self._most), least=more, whole=True)
-        return None if found is None else found.outcome.trial.fleet
+        if found is None:
+            return None
+        self.so_far = SizingAnswer(best=found.outcome, kinds=self.verdicts, open=_PROVED)
+        return found.outcome.trial.fleet
 
     def _next_cheaper(self, fleet: Fleet) -> list[Fleet]:
         """Of each kind the largest number of engines that costs less, the dearest first.
@@ -253,25 +278,21 @@ class Buyer:
                 found += self._candidates.fleets(kind, engines)
         return sorted(found, key=price, reverse=True)
 
-    def _completed(
-        self, whole: FleetOutcome, headroom: Headroom, cheaper: Sequence[Fleet], equal: list[tuple[Fleet, float]]
-    ) -> SizingAnswer:
-        fleet = whole.trial.fleet
+    def _completed(self, found: SizingAnswer, cheaper: Sequence[Fleet]) -> SizingAnswer:
+        """The answer with what is next cheaper and what other loads would do."""
+        fleet = found.best.trial.fleet
         self._tell(f"{fleet} keeps the goal over the whole load; what is next cheaper and other loads come last")
         next_one, engines = self._farthest(cheaper), len(fleet.roles) - 1
         fewer = self._farthest(self._candidates.fleets(fleet.kind, engines) if engines >= fleet.kind.least else [])
         below = [each for each in dict.fromkeys((next_one, fewer)) if each is not None]
         trials = [SizingTrial(fleet, each, whole=True, to_the_end=True) for each in (HIGHER, LONGER)]
         outcomes = self._pool.measure(trials + [SizingTrial(each, whole=True, to_the_end=True) for each in below])
-        return SizingAnswer(
-            best=whole,
-            price=price(fleet),
-            headroom=headroom,
+        return replace(
+            found,
             cheaper=outcomes[2] if next_one else None,
             fewer=outcomes[3] if len(below) > 1 else None,
             others=[OtherLoad(outcome, self._enough(outcome)) for outcome in outcomes[:2]],
-            kinds=self.verdicts,
-            equal=equal,
+            open="",
         )
 
     def _farthest(self, fleets: Sequence[Fleet]) -> Fleet | None:

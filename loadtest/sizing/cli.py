@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 from loadtest.report.objectives import slo
-from loadtest.report.output import add_output_options, ready_folder
+from loadtest.report.output import add_output_options, ready_folder, write_whole
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.options import (
     add_crowd_option,
@@ -32,9 +32,9 @@ from loadtest.sizing.answer import Buyer
 from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import FleetKind, kinds_of
 from loadtest.sizing.load import busiest
-from loadtest.sizing.pool import trial_pool
+from loadtest.sizing.pool import TrialPool
 from loadtest.sizing.trial import SizingBench
-from loadtest.sizing.words import AnswerView, as_json, sections, sentences, unfitted
+from loadtest.sizing.words import AnswerView, as_json, sections, sentences, unfitted, without_answer
 from loadtest.stops import interruptible
 from loadtest.workload.numbers import positive, share, whole
 from loadtest.workload.options import add_request_options
@@ -49,30 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     options.hardware = [part.strip() for part in options.hardware.split(",")]
+    interrupted = False
     try:
         if options.output:
             ready_folder(options.output, (PLAN, PAGE), overwrite=options.overwrite)
         bench, kinds = _bench(options), _kinds(options)
-        with interruptible(), trial_pool(bench, options.jobs) as pool:
-            candidates = FleetCandidates(bench, options.max_step_tokens, options.max_running)
-            buyer = Buyer(pool, candidates, kinds, most=options.most_devices, precision=options.precision, tell=_tell)
-            answer = buyer.answer()
-            outcomes = pool.outcomes
+        pool = TrialPool(bench, options.jobs)
+        candidates = FleetCandidates(bench, options.max_step_tokens, options.max_running)
+        buyer = Buyer(pool, candidates, kinds, most=options.most_devices, precision=options.precision, tell=_tell)
+        try:
+            with interruptible(), pool:
+                buyer.answer()
+        except KeyboardInterrupt:
+            interrupted = True
     except (ValueError, OSError) as error:
         print(f"headrace loadtest plan: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("headrace loadtest plan: interrupted before there was an answer", file=sys.stderr)
-        return 3
-    if answer is None:
-        print(f"No set of at most {options.most_devices} devices keeps the objectives:")
-        for verdict in buyer.verdicts:
-            print(f"  {verdict.kind}: {verdict.why or 'not over the whole load'}.")
-        return 1
+    if buyer.so_far is None:
+        _show_none(buyer, pool, options, interrupted=interrupted)
+        return 3 if interrupted else 1
     rest = _plan_options(argparse.ArgumentParser(add_help=False, allow_abbrev=False)).parse_known_args(arguments)[1]
-    view = AnswerView(answer, bench, outcomes, dict(zip(_names(options), options.hardware, strict=True)), rest)
-    _show(view, options)
-    return 0
+    named = dict(zip(_names(options), options.hardware, strict=True))
+    _show(AnswerView(buyer.so_far, bench, pool.outcomes, named, rest), options)
+    return 3 if interrupted else 0
 
 
 def _tell(text: str) -> None:
@@ -103,6 +102,24 @@ def _show(view: AnswerView, options: argparse.Namespace) -> None:
         console.print(section_table(section))
     if said := unfitted(view):
         print(f"\n{said}.")
+
+
+def _show_none(buyer: Buyer, pool: TrialPool, options: argparse.Namespace, *, interrupted: bool) -> None:
+    """No set keeps the objectives, or none was found by the time somebody interrupted."""
+    open_ = "the search for a set that keeps the objectives has not ended" if interrupted else ""
+    content = json.dumps(without_answer(buyer.verdicts, pool.outcomes, open_), indent=2)
+    if options.output:
+        write_whole(options.output / PLAN, content)
+        print(options.output / PLAN, file=sys.stderr)
+    if options.json:
+        print(content)
+        return
+    if interrupted:
+        print(f"Interrupted: {open_}, and {len(pool.outcomes)} simulations were made.")
+    else:
+        print(f"No set of at most {options.most_devices} devices keeps the objectives:")
+    for verdict in buyer.verdicts:
+        print(f"  {verdict.kind}: {verdict.why or 'not over the whole load'}.")
 
 
 def _bench(options: argparse.Namespace) -> SizingBench:

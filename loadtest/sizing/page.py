@@ -39,10 +39,12 @@ def _parts(view: AnswerView, title: str) -> Iterator[str]:
     best = view.answer.best
     yield f"<h1>{escape(title)}</h1>"
     hardware = {each.kind.hardware.name: each.kind.hardware for each in view.answer.kinds}
+    if view.answer.open:
+        yield page.warning("Interrupted", [f"{view.answer.open}."])
     if caution := unfitted(view):
         yield page.warning("Caution", [caution])
     yield page.tiles(_tiles(view, best))
-    said = sentences(view)
+    said = sentences(view)[bool(view.answer.open) :]  # the box above says it
     yield f"<section>{''.join(f'<p>{escape(each)}</p>' for each in said if ': headrace ' not in each)}</section>"
     yield page.text("Commands", "\n\n".join(each for each in said if ": headrace " in each))
     tables = sections(view)
@@ -54,7 +56,7 @@ def _parts(view: AnswerView, title: str) -> Iterator[str]:
         [_pareto(view), _prices(view), _loads(view)],
     )
     yield page.picture(
-        "The answer under the whole load",
+        f"The answer under {'the whole load' if best.trial.whole else 'its busiest part'}",
         "Means of all engines.",
         [
             _over_time(best, "busy", "time that engines compute", _busy, share=True),
@@ -86,7 +88,8 @@ def _tiles(view: AnswerView, best: FleetOutcome) -> list[tuple[str, str]]:
     found += (
         [("dollars a million tokens of answers", f"{cost / (best.output_rate * 3600) * 1e6:.3f}")] if priced else []
     )
-    found += [("attainment", percent(best.attainment)), ("of the load is kept", f"{room.held:.3g} x")]
+    found += [("attainment", percent(best.attainment))]
+    found += [("of the load is kept", f"{room.held:.3g} x")] if room else []
     found += [("of peak operations", percent(best.peak_share)), ("KV in use, at most", percent(best.most("kv")))]
     return [*found, ("answer tokens/s of a device", figure(best.device_rate))]
 

@@ -1,33 +1,51 @@
 """Trials, several at a time where there are cores: processes that know the bench and are told a trial."""
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from typing import Self
 
 import psutil
 
 from loadtest.sizing.trial import FleetOutcome, SizingBench, SizingTrial, try_fleet
-from loadtest.stops import STOPS
+from loadtest.stops import STOPS, held
 
 
 class TrialPool:
     """Simulates, and remembers what it has simulated.
 
+    As a context it has its processes; when it is left early, what has not begun is not simulated, and when it is interrupted they
+    end at once.
+
     Args:
         bench: what all trials have in common.
-        jobs: how many run at a time.
-        executor: processes that were started for this bench; None: this process does it.
+        jobs: how many run at a time; 1: in this process.
 
     Attributes:
         outcomes: of all trials, in the order in which they were asked for.
     """
 
-    def __init__(self, bench: SizingBench, jobs: int, executor: ProcessPoolExecutor | None) -> None:
+    def __init__(self, bench: SizingBench, jobs: int = 1) -> None:
         self.bench = bench
         self.jobs = jobs
-        self._executor = executor
+        self._executor: ProcessPoolExecutor | None = None
         self._known: dict[SizingTrial, FleetOutcome] = {}
+
+    def __enter__(self) -> Self:
+        if self.jobs > 1:
+            self._executor = ProcessPoolExecutor(self.jobs, initializer=keep_bench, initargs=(self.bench,))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        interrupted = kind is KeyboardInterrupt
+        executor.shutdown(wait=not interrupted, cancel_futures=True)
+        if interrupted:
+            for process in psutil.Process().children():  # nobody waits for what they simulate
+                process.terminate()
+            executor.shutdown(cancel_futures=True)
 
     @property
     def outcomes(self) -> list[FleetOutcome]:
@@ -40,7 +58,8 @@ class TrialPool:
         if self._executor is None:
             found: Iterable[FleetOutcome] = (try_fleet(self.bench, trial) for trial in new)
         else:
-            found = self._executor.map(try_kept_fleet, new)
+            with held():  # the first trials start the processes
+                found = self._executor.map(try_kept_fleet, new)
         self._known.update(zip(new, found, strict=True))
         return [self._known[trial] for trial in trials]
 
@@ -57,25 +76,6 @@ class TrialPool:
         return None
 
 
-@contextmanager
-def trial_pool(bench: SizingBench, jobs: int) -> Iterator[TrialPool]:
-    """A pool with so many processes. When it is left early, what has not begun is not simulated; when it is interrupted, the
-    processes end at once."""
-    if jobs == 1:
-        yield TrialPool(bench, jobs, None)
-        return
-    executor = ProcessPoolExecutor(jobs, initializer=keep_bench, initargs=(bench,))
-    try:
-        yield TrialPool(bench, jobs, executor)
-    except KeyboardInterrupt:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in psutil.Process().children():  # nobody waits for what they simulate
-            process.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 _kept: list[SizingBench] = []  # of this process, which has been started to simulate
 
 
@@ -84,6 +84,7 @@ def keep_bench(bench: SizingBench) -> None:
     for each in STOPS:
         signal.signal(each, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # they waited while it was made
     _kept[:] = [bench]
 
 

@@ -7,7 +7,7 @@ from math import ceil
 
 from loadtest.report.rows import Section, count, figure, milliseconds, objective_text, percent
 from loadtest.report.trust import UNFITTED
-from loadtest.sizing.answer import SizingAnswer, price
+from loadtest.sizing.answer import Headroom, KindVerdict, SizingAnswer, price
 from loadtest.sizing.fleet import Fleet
 from loadtest.sizing.trial import FleetOutcome, SizingBench
 
@@ -64,14 +64,16 @@ def sentences(view: AnswerView) -> list[str]:
     """The answer, its headroom, what is next cheaper, and other loads: one sentence or two for each."""
     answer, best = view.answer, view.answer.best
     fleet = best.trial.fleet
-    said = [
-        f"Buy {fleet}{cost_text(fleet)}: {percent(best.attainment)} of {count(best.judged)} requests meet {_objectives(view)} "
-        f"({percent(view.bench.goal)} is asked for).",
+    said = [f"Interrupted: {answer.open}. What is known by now:"] if answer.open else []
+    part = "" if best.trial.whole else "the busiest "
+    said += [
+        f"{'Enough is' if answer.open else 'Buy'} {fleet}{cost_text(fleet)}: {percent(best.attainment)} of {part}"
+        f"{count(best.judged)} requests meet {_objectives(view)} ({percent(view.bench.goal)} is asked for).",
         f"Set each engine to {fleet.settings}.",
-        _headroom(view),
     ]
+    said += [_headroom(view, answer.headroom)] if answer.headroom else []
     if answer.cheaper is None:
-        said.append("Nothing of what may be bought is cheaper.")
+        said += [] if answer.open else ["Nothing of what may be bought is cheaper."]
     else:
         other = answer.cheaper.trial.fleet
         said.append(
@@ -102,8 +104,8 @@ def _objectives(view: AnswerView) -> str:
     )
 
 
-def _headroom(view: AnswerView) -> str:
-    room, stretch = view.answer.headroom, len(view.bench.stretch)
+def _headroom(view: AnswerView, room: Headroom) -> str:
+    stretch = len(view.bench.stretch)
     part = "" if stretch == len(view.bench.requests) else f" over its busiest {count(stretch)} requests"
     if room.failed is None:
         return f"Headroom: {room.held:.3g} x the load is kept{part}, and no more was tried."
@@ -252,17 +254,14 @@ def as_json(view: AnswerView) -> dict[str, object]:
     answer, bench = view.answer, view.bench
     return {
         "schema": SCHEMA,
+        "open": answer.open,
         "goal": bench.goal,
         "objectives": {name: asdict(each) for name, each in bench.objectives.items()},
         "model": asdict(bench.model),
         "answer": _outcome(answer.best) | {"simulate": view.simulate(answer.best.trial.fleet)},
         "price_per_hour": answer.price if answer.best.trial.fleet.kind.hardware.price_per_hour else None,
         "serve": view.serve(answer.best.trial.fleet),
-        "headroom": {
-            "kept": answer.headroom.held,
-            "not_kept": None if answer.headroom.failed is None else answer.headroom.failed.trial.condition.load,
-            "requests": len(bench.stretch),
-        },
+        "headroom": None if answer.headroom is None else _room(answer.headroom, len(bench.stretch)),
         "next_cheaper": None
         if answer.cheaper is None
         else _outcome(answer.cheaper)
@@ -275,13 +274,28 @@ def as_json(view: AnswerView) -> dict[str, object]:
             for each in answer.others
         ],
         "same_price": [_fleet(fleet) | {"keeps": load} for fleet, load in answer.equal],
-        "kinds": [
-            {"kind": str(each.kind), "engines": each.engines, "price_per_hour": each.price, "why": each.why}
-            for each in answer.kinds
-        ],
+        "kinds": _verdicts(answer.kinds),
         "hardware": {each.kind.hardware.name: asdict(each.kind.hardware) for each in answer.kinds},
         "trials": [_outcome(each) for each in view.outcomes],
     }
+
+
+def without_answer(verdicts: Sequence[KindVerdict], outcomes: Sequence[FleetOutcome], left: str) -> dict[str, object]:
+    """What there is without one as JSON values; `left` says what was not found out, if somebody interrupted."""
+    trials = [_outcome(each) for each in outcomes]
+    return {"schema": SCHEMA, "open": left, "answer": None, "kinds": _verdicts(verdicts), "trials": trials}
+
+
+def _verdicts(kinds: Sequence[KindVerdict]) -> list[dict[str, object]]:
+    return [
+        {"kind": str(each.kind), "engines": each.engines, "price_per_hour": each.price, "why": each.why}
+        for each in kinds
+    ]
+
+
+def _room(headroom: Headroom, requests: int) -> dict[str, object]:
+    failed = None if headroom.failed is None else headroom.failed.trial.condition.load
+    return {"kept": headroom.held, "not_kept": failed, "requests": requests}
 
 
 def _fleet(fleet: Fleet) -> dict[str, object]:

@@ -6,7 +6,7 @@ only `Closed` does, and so its latencies say less about a busy server (coordinat
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import count, groupby
 from random import Random
 from typing import Any, Protocol, TypeAlias
 
@@ -57,6 +57,24 @@ class Poisson:
     def with_rate(self, rate: float) -> "Poisson":
         """Poisson arrivals at `rate`."""
         return Poisson(rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Equal gaps, `rate` per second, as machines send that know no chance."""
+
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "rate")
+
+    def times(self, rng: Random) -> Iterator[float]:
+        """Multiples of the gap; nothing is drawn."""
+        return (number / self.rate for number in count())
+
+    def with_rate(self, rate: float) -> "Constant":
+        """Equal gaps at `rate`."""
+        return Constant(rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +198,10 @@ class Closed:
             raise ArrivalError(f"closed arrivals need a whole number of users, at least 1, not {self.users}")
 
 
-Arrivals: TypeAlias = Poisson | Gamma | OnOff | Ramp | RateSteps | Closed
+Arrivals: TypeAlias = Poisson | Constant | Gamma | OnOff | Ramp | RateSteps | Closed
 KINDS: Mapping[str, type[Arrivals]] = {
     "poisson": Poisson,
+    "constant": Constant,
     "gamma": Gamma,
     "onoff": OnOff,
     "ramp": Ramp,

@@ -43,8 +43,8 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         "--arrivals",
         type=arrivals,
         metavar="KIND",
-        help="trace, poisson:rate=5, gamma:rate=5,cv=3, onoff:high=20,low=1,on=10,off=30, ramp:start=1,end=20,over=60, "
-        "step:rates=1/2/4,each=30, closed:users=8,think=1 [the trace's own]",
+        help="trace, poisson:rate=5, constant:rate=5, gamma:rate=5,cv=3, onoff:high=20,low=1,on=10,off=30, "
+        "ramp:start=1,end=20,over=60, step:rates=1/2/4,each=30, closed:users=8,think=1 [the trace's own]",
     )
     group.add_argument("--scale", type=positive, default=1.0, help="factor on all lengths [%(default)g]")
     group.add_argument("--max-prompt", type=whole, metavar="N", help="cut prompts to N tokens")

@@ -86,7 +86,7 @@ def _line(line: str) -> tuple[float, dict[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the trace. Returns the exit code: 2 if the log cannot be read or has no answered request."""
+    """Write the trace. Returns the exit code: 2 if a file cannot be read or written, or the log has no answered request."""
     parser = argparse.ArgumentParser(
         prog="headrace loadtest record",
         description="Make a trace from the access log of `headrace serve --access-log`.",
@@ -103,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not requests:
         print(f"headrace loadtest record: {options.log} has no line of an answered request", file=sys.stderr)
         return 2
-    own.write(options.output, requests)
+    try:
+        own.write(options.output, requests)
+    except OSError as error:
+        print(f"headrace loadtest record: --output {options.output}: {error.strerror or error}", file=sys.stderr)
+        return 2
     print(f"{len(requests)} requests in {requests[-1].arrival:.1f} s: {options.output}")
     return 0

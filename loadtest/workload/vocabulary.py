@@ -41,20 +41,20 @@ class ServerTokenizer:
 
     async def ids(self, text: str) -> list[int]:
         """Ask the target, from then on in the form that it understood. Raises PromptTokenizerError if it understands neither."""
-        problem = "no answer"
+        problems: list[str] = []
         for ask in list(self._asks):
             try:
                 answer = await self._client.post(self._url, json=ask(text))
                 found = answer.json().get("tokens") if answer.status_code == 200 else None
             except (httpx.HTTPError, ValueError, AttributeError) as error:
-                problem = str(error)
+                problems.append(str(error) or type(error).__name__)
                 continue
             if found and isinstance(found, list) and all(isinstance(token, int) for token in found):
                 self._asks = [ask]
                 return list(found)
-            problem = f"status {answer.status_code}: {answer.text[:100]}"
+            problems.append(f"status {answer.status_code}: {answer.text[:100]}")
         raise PromptTokenizerError(
-            f"{self._url} gives no token ids ({problem}); give a tokenizer.json or characters per token"
+            f"{self._url} gives no token ids ({'; then '.join(problems)}); give a tokenizer.json or characters per token"
         )
 
     def _prompt(self, text: str) -> dict[str, Any]:

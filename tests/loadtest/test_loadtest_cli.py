@@ -47,6 +47,7 @@ def test_options_become_a_plan_and_a_target():
     [
         (["absent.csv"], "no such file"),
         ([BURSTGPT, "--speed", "2", "--rate", "3"], "one of --speed, --duration and --rate"),
+        ([BURSTGPT, "--arrivals", "closed:users=2", "--max-concurrency", "3"], "--max-concurrency bounds an open loop"),
         ([BURSTGPT], "cannot be reached"),
     ],
 )
@@ -154,6 +155,9 @@ def test_a_trace_is_made_of_an_access_log(tmp_path, capsys):
     first, second = read_trace(trace, strict=True).requests
     assert (first.arrival, first.prompt_tokens, first.output_tokens, first.klass) == (0, 20, 4, "chat")
     assert (second.arrival, second.prompt_tokens, second.output_tokens, second.klass) == (1, 12, 5, "completions")
+    for nowhere in (tmp_path, tmp_path / "absent" / "trace", log / "below"):
+        assert record.main([str(log), "--output", str(nowhere)]) == 2
+        assert f"--output {nowhere}" in capsys.readouterr().err
     log.write_text("nothing\n")
     assert record.main([str(log), "--output", str(trace)]) == 2
     assert "no line of an answered request" in capsys.readouterr().err

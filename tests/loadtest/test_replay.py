@@ -273,6 +273,17 @@ def test_an_open_loop_does_not_wait_for_the_server():
     assert min(record.ttft for record in found.records) > 0.9  # a loop's timer may be a tick early
 
 
+def test_a_bound_on_what_is_open_makes_others_wait_and_their_latencies_count_it():
+    requests = [TraceRequest(line=n, arrival=n * 0.001, prompt_tokens=20, output_tokens=2) for n in range(12)]
+    found = run(["--ttft", "0.1"], trace=Trace(name="t", format="f", requests=requests), shape=LoadShape(), most=3)
+    assert found.client["most_running"] == 3 and found.plan["max_concurrency"] == 3
+    assert all(record.ok for record in found.records) and not found.invalid
+    waited = sorted(record.sent - record.intended for record in found.records)
+    # Four rounds of three, of which the last waits for three; less than their spacing is lost to a timer's tick.
+    assert waited[-1] > 0.25 and max(record.ttft for record in found.records) > 0.35
+    assert found.client["lateness_max"] < waited[-1], "to wait for a place is not the client's fault"
+
+
 def test_a_client_that_cannot_keep_up_says_that_the_run_is_invalid():
     shape = LoadShape(limit=3000, arrivals=Poisson(1e6), max_prompt=30, max_output=1)
     found = run([], shape=shape, max_lateness=0.02)

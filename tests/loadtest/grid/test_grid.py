@@ -61,6 +61,35 @@ def test_combinations_are_measured_and_compared(port, tmp_path, capsys):
     assert not answers(f"http://127.0.0.1:{port}/v1")
 
 
+LOADING = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Loading(BaseHTTPRequestHandler):
+    asked = 0
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "m"}]})
+    def do_POST(self):
+        type(self).asked += 1
+        print(self.asked, flush=True)
+        self.answer(503 if self.asked < 3 else 200, {})
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Loading).serve_forever()
+"""
+
+
+def test_a_server_that_lists_its_models_while_it_loads_them_is_waited_for(port, tmp_path):
+    command = [sys.executable, "-c", LOADING, str(port)]
+    log = tmp_path / "log"
+    with running(command, f"http://127.0.0.1:{port}/v1", log, start_seconds=60, stop_seconds=5):
+        said = log.read_text().splitlines()
+    assert "3" in said, "it was asked until it did not say 503"
+
+
 def test_a_server_and_what_it_has_started_are_gone_whatever_happens(port, tmp_path):
     """It heeds no SIGTERM, and has a child."""
     code = (

@@ -66,6 +66,7 @@ def test_several_budgets_make_a_table_and_smaller_ones_shorter_gaps(trace, tmp_p
         (["--devices", "3"], "no link"),
         (["--hardware", "h200", "--model", "llama-3-8b", "--devices", "3"], "cannot be divided over --devices 3"),
         (["--context", "9000"], "--context 9000 is not possible: smollm2-135m takes 8192"),
+        (["--context", "3"], "are more than the context of 3: no request fits"),
         (
             [
                 "--context",
@@ -103,6 +104,8 @@ def test_what_cannot_be_simulated_is_refused(trace, more, says, capsys):
         ["--speed", "-1"],
         ["--scale", "nan"],
         ["--block-size", "x"],
+        ["--deadline", "first_token=-1"],
+        ["--deadline", "end=nan"],
     ],
 )
 def test_a_flag_that_says_nothing_stops(trace, flags, capsys):

@@ -23,7 +23,7 @@ from loadtest.sizing.candidates import FleetCandidates
 from loadtest.sizing.fleet import Fleet, FleetKind, Tuning, kinds_of
 from loadtest.sizing.load import Condition, busiest
 from loadtest.sizing.page import render
-from loadtest.sizing.pool import TrialPool, trial_pool
+from loadtest.sizing.pool import TrialPool
 from loadtest.sizing.trial import SizingBench, SizingTrial, try_fleet
 from loadtest.sizing.tunings import Lengths, decode_seconds, prefill_seconds, tunings
 from loadtest.sizing.words import AnswerView, sentences
@@ -68,7 +68,7 @@ def bench(requests: list[Planned], objective: Objective, *, stretch: int = 60, g
 def answered(
     made: SizingBench, kinds: list[FleetKind], *, most: int = 16
 ) -> tuple[SizingAnswer | None, Buyer, TrialPool]:
-    pool = TrialPool(made, 1, None)
+    pool = TrialPool(made)
     buyer = Buyer(pool, FleetCandidates(made, [2048]), kinds, most=most, precision=2.0)
     return buyer.answer(), buyer, pool
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_kept_is_said_and_is_a_failure(capsys):
 @pytest.mark.processes
 def test_what_several_processes_simulate_is_what_one_does():
     trials = [SizingTrial(Fleet(FleetKind(H200), (Role.MIXED,) * many, Tuning(2048, 64))) for many in (1, 2, 3)]
-    with trial_pool(HARD, 2) as several, trial_pool(HARD, 1) as one:
+    with TrialPool(HARD, 2) as several, TrialPool(HARD) as one:
         assert several.measure(trials) == one.measure(trials) == one.outcomes
         assert several.first_good(trials) == one.first_good(trials[1:])
 

@@ -11,6 +11,7 @@ from loadtest.workload.arrivals import (
     KINDS,
     ArrivalError,
     Closed,
+    Constant,
     Gamma,
     OnOff,
     Poisson,
@@ -24,6 +25,7 @@ RATE = st.floats(1e-6, 1e6)
 NAN, INF = float("nan"), float("inf")
 PROCESSES = st.one_of(
     st.builds(Poisson, RATE),
+    st.builds(Constant, RATE),
     st.builds(Gamma, RATE, st.floats(1e-3, 1e3)),
     st.builds(OnOff, st.floats(1, 1e6), st.just(0.0) | RATE, st.floats(1, 1e3), st.floats(0.1, 1e3)),
     st.builds(Ramp, st.just(0.0) | RATE, RATE, st.floats(0.1, 1e3)),
@@ -44,10 +46,16 @@ def test_times_are_finite_and_never_decrease_and_a_seed_gives_the_same(process, 
 
 @given(RATE, RATE, st.floats(1e-3, 1e3), st.integers(0, 99))
 def test_twice_the_rate_is_half_the_time(rate, other, cv, seed):
-    for process in (Poisson(rate), Gamma(rate, cv)):
+    for process in (Poisson(rate), Constant(rate), Gamma(rate, cv)):
         times = islice(process.times(Random(seed)), 20)
         faster = islice(process.with_rate(other).times(Random(seed)), 20)
         assert [at * rate for at in times] == pytest.approx([at * other for at in faster], rel=1e-6)
+
+
+@given(RATE, st.integers(0, 99))
+def test_constant_arrivals_have_equal_gaps_whatever_the_seed(rate, seed):
+    times = list(islice(Constant(rate).times(Random(seed)), 50))
+    assert [at * rate for at in times] == pytest.approx(list(range(50)))
 
 
 @given(RATE, st.just(0.0) | RATE, st.floats(0.1, 1e3), st.floats(0.1, 1e3), RATE)
