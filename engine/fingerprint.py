@@ -191,9 +191,15 @@ def _texts(source: ModelSource, header: GgufHeader | None, settings: Settings) -
     if settings.chat_template is not None:
         yield Path(settings.chat_template).read_bytes()
     if header is not None:
-        with source.path.open("rb") as file:
-            yield file.read(min((info.offset for info in header.tensors.values()), default=0))
+        with header.path.open("rb") as file:  # of a split model the first part, which has all of that
+            yield file.read(_header_bytes(header))
         return
     for path in sorted(path for kind in _TEXTS for path in source.path.glob(kind)):
         yield path.name.encode()
         yield path.read_bytes()
+
+
+def _header_bytes(header: GgufHeader) -> int:
+    """How long the header of the first file is: up to its first tensor, or all of it if it has none."""
+    offsets = (info.offset for info in header.tensors.values() if info.path == header.path)
+    return min(offsets, default=header.path.stat().st_size)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.model.fields import Fields, read_json
+from configs.model.gguf_file import GgufTexts
 
 SPELLING = "its spelling"
 
@@ -119,16 +120,19 @@ def gguf_ends(metadata: Mapping[str, Any], file: str, vocab_size: int) -> tuple[
     """
     fields = Fields(dict(metadata), file)
     named = [(key, fields.tokens(f"tokenizer.ggml.{key}")) for key in _GGUF_IDS]
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    texts = metadata.get("tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list) or not isinstance(types, list):  # the tokenizer's reader refuses them
+    if not isinstance(texts, GgufTexts | list) or not isinstance(types, list):  # the tokenizer's reader refuses them
         return TokenNames().end_tokens(named, vocab_size)
-    texts = [token if isinstance(token, str) else None for token in tokens]
-    control = {text: i for i, (text, kind) in enumerate(zip(texts, types, strict=False)) if text and kind == _CONTROL}
-    known = TokenNames(
-        control=control, text_of=lambda token_id: texts[token_id] if 0 <= token_id < len(texts) else None
+
+    def text_of(token_id: int) -> str | None:
+        text = texts[token_id] if 0 <= token_id < len(texts) else None
+        return text if isinstance(text, str) else None
+
+    ids = [i for i, kind in enumerate(types[: len(texts)]) if kind == _CONTROL]
+    return TokenNames(control={text: i for i in ids if (text := text_of(i))}, text_of=text_of).end_tokens(
+        named, vocab_size
     )
-    return known.end_tokens(named, vocab_size)
 
 
 def read_token_names(folder: Path) -> TokenNames:

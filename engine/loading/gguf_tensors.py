@@ -19,19 +19,19 @@ _READABLE_NUMBERS = {kind.value for kind in READABLE}
 
 
 def gguf_tensors(header: GgufHeader) -> dict[str, StoredTensor]:
-    """All tensors of a file by their names in it; `kind` is the name of a `gguf.GGMLQuantizationType`.
+    """All tensors of a model by their names in its files; `kind` is the name of a `gguf.GGMLQuantizationType`.
 
     Raises:
         ModelError: a type that cannot be read, rows that do not fit it, a file that is cut off, tensors that share bytes.
     """
-    size = header.path.stat().st_size
-    tensors = {name: _stored(header, info, size) for name, info in header.tensors.items()}
-    _refuse_overlaps(header, tensors.values())
+    sizes = {path: path.stat().st_size for path in {info.path for info in header.tensors.values()}}
+    tensors = {name: _stored(info, sizes[info.path]) for name, info in header.tensors.items()}
+    _refuse_overlaps(tensors.values())
     return tensors
 
 
-def _stored(header: GgufHeader, info: TensorInfo, file_size: int) -> StoredTensor:
-    where = header.path.name
+def _stored(info: TensorInfo, file_size: int) -> StoredTensor:
+    where = info.path.name
     if info.ggml_type not in _READABLE_NUMBERS:
         name = _NAMES.get(info.ggml_type, f"type {info.ggml_type}")
         known = ", ".join(sorted(readable.name for readable in READABLE))
@@ -45,15 +45,15 @@ def _stored(header: GgufHeader, info: TensorInfo, file_size: int) -> StoredTenso
     size = info.elements // block * block_size
     if info.offset + size > file_size:
         raise ModelError(f"{where} is cut off within {info.name}; download it again.")
-    return StoredTensor(info.name, header.path, kind.name, info.shape, info.offset, size)
+    return StoredTensor(info.name, info.path, kind.name, info.shape, info.offset, size)
 
 
-def _refuse_overlaps(header: GgufHeader, tensors: Iterable[StoredTensor]) -> None:
-    end, before = 0, ""
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        if tensor.offset < end:
+def _refuse_overlaps(tensors: Iterable[StoredTensor]) -> None:
+    before: StoredTensor | None = None
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.path, tensor.offset)):
+        if before is not None and tensor.path == before.path and tensor.offset < (end := before.offset + before.size):
             raise ModelError(
-                f"{header.path.name} is damaged: {tensor.name} begins at byte {tensor.offset}, within {before}, "
+                f"{tensor.path.name} is damaged: {tensor.name} begins at byte {tensor.offset}, within {before.name}, "
                 f"which ends at {end}."
             )
-        end, before = tensor.offset + tensor.size, tensor.name
+        before = tensor

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from configs.model.gguf_file import GgufTexts
 from server.text.tokenizer import Tokenizer, TokenizerError, surround
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -108,6 +109,8 @@ _KINDS: Mapping[str, type | list[type]] = {
 
 
 def _is(value: object, kind: type | list[type]) -> bool:
+    if isinstance(value, GgufTexts):
+        return kind == [str]
     if isinstance(kind, list):
         return isinstance(value, list | tuple) and set(map(type, value)) <= set(kind)
     return type(value) is kind
@@ -118,11 +121,11 @@ class _Vocabulary:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
-        self.tokens: Sequence[str] = self._required("tokens")
+        self.tokens: Sequence[str] = list(self._required("tokens"))
         self.types: Sequence[int] = self.optional("token_type", ()) or [_TokenType.NORMAL] * len(self.tokens)
         if len(self.types) != len(self.tokens):
             raise TokenizerError(f"the GGUF file has {len(self.tokens)} tokens but {len(self.types)} token types")
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        self.ids = dict(zip(self.tokens, range(len(self.tokens)), strict=True))
 
     def _required(self, key: str) -> Any:
         value = self.optional(key)
@@ -221,7 +224,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"the GGUF file's tokenizer.chat_template is {reprlib.repr(template)}, not of type str")
-    return Tokenizer(backend, named, template)
+    return Tokenizer(backend, named, template, vocabulary.ids)
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[Backend, bool]:

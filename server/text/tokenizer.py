@@ -144,6 +144,7 @@ class Tokenizer:
         backend: the tokenizer with its post-processor; truncation and padding are off.
         special_tokens: names that chat templates may use (`bos_token`, `eos_token`, ...), with their text.
         chat_template: the model's own Jinja source, if it has one.
+        vocabulary: the ids of all entries by their spelling; asked of `backend`, which takes a while, unless given.
 
     Attributes:
         quoted_texts: what each token adds to a text, as JSON.
@@ -152,7 +153,13 @@ class Tokenizer:
         TokenizerError: the backend's decoder is neither byte-level nor WordPiece nor SentencePiece.
     """
 
-    def __init__(self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        special_tokens: Mapping[str, str],
+        chat_template: str | None = None,
+        vocabulary: Mapping[str, int] | None = None,
+    ) -> None:
         self._backend = backend
         self._pieces = _pieces_of(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
         added = backend.get_added_tokens_decoder()
@@ -160,17 +167,16 @@ class Tokenizer:
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_bytes: dict[int, bytes] = {}  # filled on demand: a stream touches few of 150,000
         self.quoted_texts = QuotedTexts(self.token_bytes)
-        self.longest_token = self._longest(backend.get_vocab(with_added_tokens=True))
+        self.longest_token = self._longest(vocabulary or backend.get_vocab(with_added_tokens=True))
         self.special_tokens = dict(special_tokens)
         self.model_chat_template = chat_template
 
     def _longest(self, vocabulary: Mapping[str, int]) -> int:
-        longest = 1
-        for piece in sorted(vocabulary, key=len, reverse=True):
-            if _UTF8_BYTES * len(piece) <= longest:
-                break
-            longest = max(longest, len(self._pieces.encode(piece, vocabulary[piece] in self._added)))
-        return longest
+        def length(piece: str) -> int:
+            return len(self._pieces.encode(piece, vocabulary[piece] in self._added))
+
+        least = length(max(vocabulary, key=len, default="")) if vocabulary else 1
+        return max([1, least, *(length(piece) for piece in vocabulary if _UTF8_BYTES * len(piece) > least)])
 
     @property
     def special_ids(self) -> frozenset[int]:

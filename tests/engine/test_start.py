@@ -100,8 +100,8 @@ def test_a_defect_keeps_its_traceback(failure, monkeypatch, defect):
 
 
 def test_the_header_of_a_gguf_file_is_parsed_once(tmp_path, monkeypatch, tiny_model):
-    parsed, parse = [], gguf_header._parse
-    monkeypatch.setattr(gguf_header, "_parse", lambda path, data: parsed.append(path) or parse(path, data))
+    parsed, parse = [], gguf_header.read_gguf_file
+    monkeypatch.setattr(gguf_header, "read_gguf_file", lambda path, data: parsed.append(path) or parse(path, data))
     path = write_gguf(tmp_path / "m.gguf", tiny_model("llama")[0])
     starter = Starter(Settings(kv_blocks=8, cpu_precision="exact"), resolve_model(str(path)), Recorder())
     try:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader, read_gguf_header
+from configs.model.gguf_parts import model_stem
 from loadtest.simulate.specs import ModelSpec, SpecError
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -36,7 +37,7 @@ def read_gguf_file(path: Path) -> ModelSpec:
         "shared_intermediate_size": fields.integer("expert_shared_feed_forward_length", 0),
     }
     return ModelSpec(
-        name=path.stem,
+        name=model_stem(path),
         layers=layers,
         hidden_size=hidden,
         intermediate_size=fields.integer("expert_feed_forward_length", dense_size) if experts else dense_size,
@@ -65,13 +66,21 @@ def _one(fields: Fields, key: str, default: int | None = None) -> int:
 
 def _bits(header: GgufHeader, head: str) -> tuple[float, float]:
     """Of a weight in the layers' matrices on average, and of one in the head: from one tensor's place to the next one's."""
-    places = sorted(each.offset for each in header.tensors.values())
-    after = dict(zip(places, [*places[1:], header.path.stat().st_size], strict=True))
+    sizes = _sizes(header)
     matrices = [
         each for each in header.tensors.values() if len(each.shape) > 1 and each.name not in (_EMBEDDING, _HEAD)
     ]
-    found = header.tensors[head]
-    head_bits = 8 * (after[found.offset] - found.offset) / found.elements
+    head_bits = 8 * sizes[head] / header.tensors[head].elements
     weights = sum(each.elements for each in matrices)
-    size = sum(after[each.offset] - each.offset for each in matrices)
+    size = sum(sizes[each.name] for each in matrices)
     return (8 * size / weights if weights else head_bits), head_bits
+
+
+def _sizes(header: GgufHeader) -> dict[str, int]:
+    """Bytes from each tensor's place to the next one's in its file, or to the file's end."""
+    ends: dict[Path, int] = {}
+    sizes = {}
+    for each in sorted(header.tensors.values(), key=lambda each: each.offset, reverse=True):
+        sizes[each.name] = (ends.get(each.path) or each.path.stat().st_size) - each.offset
+        ends[each.path] = each.offset
+    return sizes

@@ -45,7 +45,7 @@ def hf(changes=None, generation=None, base=LLAMA):
 
 
 def of_gguf(changes=None, tensors=("output.weight",)):
-    infos = {name: TensorInfo(name, (320, 64), 0, 0) for name in ("token_embd.weight", *tensors)}
+    infos = {name: TensorInfo(Path("m.gguf"), name, (320, 64), 0, 0) for name in ("token_embd.weight", *tensors)}
     metadata = METADATA | (changes or {})
     return read_gguf_config(GgufHeader(Path("m.gguf"), {k: v for k, v in metadata.items() if v is not None}, infos))
 
@@ -283,7 +283,7 @@ def test_gguf_files_give_scales_by_the_rules_of_their_family():
         "llama.attn_logit_softcapping": 50.0, "llama.final_logit_softcapping": 0.0, "llama.attention.sliding_window": 8,
         "llama.rope.dimension_count": 8,
     }  # fmt: skip
-    infos = {"token_embd.weight": TensorInfo("token_embd.weight", (320, 64), 0, 0)}
+    infos = {"token_embd.weight": TensorInfo(Path("m.gguf"), "token_embd.weight", (320, 64), 0, 0)}
     config = config_from_gguf(GgufHeader(Path("m.gguf"), metadata, infos), "toy", rules)
     assert config.scales == Scales(embedding_scale=8.0, attention_soft_cap=50.0)
     assert (config.sliding_window, config.sliding_layers, config.rotary_dim) == (8, (True, False), 8)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.model import gguf_header
+from configs.model.gguf_file import GgufTexts
 from configs.model.gguf_header import keeping_gguf_headers, read_gguf_header
 from configs.model.source import ModelError
 from tests.drawn import drawn
@@ -55,6 +56,15 @@ def test_reads_every_type_of_value(written):
         assert metadata[key] == value
         assert type(metadata[key]) is type(value)
     assert {key: metadata[key] for key in ARRAYS} == ARRAYS
+
+
+def test_texts_are_a_list_of_strings_that_are_decoded_when_they_are_asked_for(written):
+    texts = read_gguf_header(written).metadata["b.texts"]
+    assert isinstance(texts, GgufTexts)
+    assert (len(texts), texts[2], texts[-1], list(texts)) == (3, "é", "é", ["", "a", "é"])
+    assert texts == ["", "a", "é"] and texts != ["", "a"] and texts[1:] == ["a", "é"] and "a" in texts
+    assert isinstance(texts[:2], GgufTexts) and repr(texts) == "['', 'a', 'é']"
+    assert GgufTexts([b"\xff"])[0] == "\ufffd"
 
 
 def test_places_tensors(written):
@@ -115,7 +125,7 @@ def entry(key, kind):
         (head(values=1) + entry(b"key", 9) + struct.pack("<IQ", 8, 1) + HUGE, "cut off"),
         (head(values=1) + entry(b"key", 9) + struct.pack("<IQ", 9, 1) * 50 + bytes(64), "array type"),
         (head(values=1) + entry(b"general.alignment", 4) + struct.pack("<I", 33), "power of two"),
-        (head(values=1) + entry(b"split.count", 2) + struct.pack("<H", 3) + bytes(32), "split"),
+        (head(values=1) + entry(b"split.count", 2) + struct.pack("<H", 3) + bytes(32), "one of 3 parts"),
         (head(tensors=1) + struct.pack("<Q", 1) + b"t" + struct.pack("<I", 10**9) + bytes(64), "dimensions"),
         (head(tensors=1) + struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 0, 0, 0) + bytes(64), "empty"),
         (head(tensors=1) + struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 8, 0, 2**50) + bytes(64), "end"),
@@ -153,8 +163,8 @@ def test_a_damaged_header_is_read_or_refused(tmp_path, written, data):
 
 def test_a_header_is_parsed_once_while_it_is_kept_and_again_when_the_file_changes(tmp_path, monkeypatch):
     path, parsed = tmp_path / "m.gguf", []
-    parse = gguf_header._parse
-    monkeypatch.setattr(gguf_header, "_parse", lambda path, data: parsed.append(path) or parse(path, data))
+    parse = gguf_header.read_gguf_file
+    monkeypatch.setattr(gguf_header, "read_gguf_file", lambda path, data: parsed.append(path) or parse(path, data))
 
     def write(name: str) -> None:
         writer = gguf.GGUFWriter(path, "llama")

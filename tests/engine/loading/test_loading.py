@@ -187,11 +187,14 @@ def reordered(rows, heads):
     return rows.reshape(heads, 2, dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None, vectors=Kind.F32):
-    """The model as llama.cpp's converter lays it out; matrices as `kind` (or as it says for a name), the rest as `vectors`."""
+def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None, vectors=Kind.F32, **split):
+    """The model as llama.cpp's converter lays it out; matrices as `kind` (or as it says for a name), the rest as `vectors`.
+
+    `split` is how `GGUFWriter` is to split it, if at all: then there is no file at `path`, but parts beside it.
+    """
     config = model.config
     arch = config.model_type
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, **split)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -57,7 +57,7 @@ def published(metadata, tmp_path_factory):
             "fuse_unk": False,
             "byte_fallback": False,
             "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": metadata["tokenizer.ggml.merges"],
+            "merges": list(metadata["tokenizer.ggml.merges"]),
         },
     }
     config = {
