@@ -39,6 +39,7 @@ class Startup(Generic[Described]):
         phase: times a named phase of the start and reports it when it ends.
         run: does some work in the worker's thread, which is the one that will run steps, and waits for it.
         tiers: that will be opened below the device; some take memory which a plan has to leave them.
+        tell: is told how far weights are read, as a part of all of them, by any thread.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class Startup(Generic[Described]):
     phase: Callable[[str], AbstractContextManager[None]]
     run: Callable[[Callable[[], object]], object]
     tiers: Sequence[TierEntry] = ()
+    tell: Callable[[float], None] | None = None
 
 
 class Backend(Protocol):

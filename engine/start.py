@@ -6,6 +6,7 @@ Each phase is timed and reported as it ends. What differs between devices is the
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ from scheduler.kv.block_pool import BlockPool
 from scheduler.kv.eviction import eviction_of
 from scheduler.scheduler import Scheduler
 from scheduler.types.config import SchedulerConfig
-from scheduler.types.messages import MemoryPlan, Ready, StartPhase
+from scheduler.types.messages import Event, MemoryPlan, Ready, StartPhase, WeightsRead
 from scheduler.types.output_kind import OutputKind
 from scheduler.types.sampling_params import SamplingParams
 
@@ -48,6 +49,7 @@ log = logging.getLogger("headrace.engine")
 # How much of the pool may be given up early so that blocks can be taken in runs: that makes copies to and from a tier fewer, and
 # what is given up is in the tier. Without one it would have to be computed again (figures in docs/kv-tiers.md).
 _CHOICE = 1 / 8
+_TOLD_SECONDS = 0.25  # between two words on how far weights are loaded
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 
@@ -110,6 +112,7 @@ class Starter:
         self._choose = choose
         self._tiers = tiers(settings)
         self._backend: Backend | None = None
+        self._sending, self._tell_next = threading.Lock(), 0.0
         # The worker computes in this thread only: what libraries set up for each thread is warm when the first request comes.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
@@ -137,11 +140,13 @@ class Starter:
         with self._phase("read headers"):
             config = read_description(self._source)
             kinds = kinds_of(self._settings, config)
-        startup: Startup[Any] = Startup(self._settings, self._source, config, self._phase, self._run, self._tiers)
+        startup: Startup[Any] = Startup(
+            self._settings, self._source, config, self._phase, self._run, self._tiers, self._weights_read
+        )
         self._backend = backend = self._choose(startup)
         plan = backend.plan()
         plan.cores = cores_in_words(self._settings.threads)
-        self._channel.send(plan)
+        self._send(plan)
         worker = backend.load(plan)
         if lacking := sorted(kinds - backend.produces):
             raise ModelError(f"{backend.name} makes no {', '.join(lacking)}, which --task asks for.")
@@ -182,7 +187,18 @@ class Starter:
     def _phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._channel.send(StartPhase(name=name, seconds=time.perf_counter() - began))
+        self._send(StartPhase(name=name, seconds=time.perf_counter() - began))
+
+    def _weights_read(self, part: float) -> None:
+        """Send it now and then; called from the threads that read."""
+        now = time.monotonic()
+        if now >= self._tell_next:
+            self._tell_next = now + _TOLD_SECONDS
+            self._send(WeightsRead(part=part))
+
+    def _send(self, event: Event) -> None:
+        with self._sending:  # a socket is one thread's at a time
+            self._channel.send(event)
 
     def _run(self, work: Callable[[], object]) -> object:
         return self._thread.submit(work).result()

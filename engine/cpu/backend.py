@@ -115,12 +115,13 @@ class CpuBackend:
         from engine.loading import load
 
         source, config, load_format = self._startup.source, self._startup.config, self._startup.settings.load_format
+        tell = self._startup.tell
         if self.arithmetic.precision == "exact":
             from engine.cpu.decoder import Decoder
             from engine.cpu.kv_pool import KvPool
 
             weights = self._weights(
-                lambda place: load_weights(source, config, load_format, place=place), WEIGHT_CLASSES
+                lambda place: load_weights(source, config, load_format, place=place, tell=tell), WEIGHT_CLASSES
             )
             return ExactModel(Decoder(config, weights), KvPool(config, plan.blocks, plan.block_size))
         from engine.cpu.kv_pool import PackedKvPool
@@ -129,7 +130,8 @@ class CpuBackend:
         return FastModel(
             config,
             self._weights(
-                lambda place: load(source, config, load_format, partial(assemble_packed, place=place)), PACKED_CLASSES
+                lambda place: load(source, config, load_format, partial(assemble_packed, place=place), tell),
+                PACKED_CLASSES,
             ),
             PackedKvPool(config, plan.blocks, plan.block_size),
             arithmetic=self.arithmetic,

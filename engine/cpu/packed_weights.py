@@ -90,6 +90,12 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int) -> NativeLayer
 
 def _matrix(reader: TensorReader, name: str) -> PackedMatrix:
     """In the file's own blocks; a type that the kernels do not know in 8-bit groups, rounded unless those hold its numbers."""
+    packed = _packed(reader, name)
+    reader.forget(name)
+    return packed
+
+
+def _packed(reader: TensorReader, name: str) -> PackedMatrix:
     stored = reader.blocks(name)
     if stored and stored[0] in FORMATS:
         return pack_gguf(stored[1], stored[0])

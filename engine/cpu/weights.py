@@ -14,6 +14,7 @@ from engine.cpu.formats import EXACT
 from engine.cpu.shared_weights import Placer, in_place
 from engine.linear import Linear, Product
 from engine.loading import load
+from engine.loading.progress import Tell
 from engine.loading.reader import TensorReader, read
 from engine.models.family import Axis, Family, NamedTensor, Part
 from engine.models.registry import family_of
@@ -63,6 +64,7 @@ def load_weights(
     rank: int = 0,
     size: int = 1,
     place: Placer = in_place,
+    tell: Tell | None = None,
 ) -> Weights:
     """Load rank `rank`'s shard of a model that `size` ranks compute.
 
@@ -70,7 +72,7 @@ def load_weights(
         ModelError: the files do not fit the description or the format, or the description has what is not computed.
         ValueError: the model cannot be split over `size` ranks.
     """
-    return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size), place=place))
+    return load(source, config, load_format, partial(assemble, shard=Shard.of(config, rank, size), place=place), tell)
 
 
 def assemble(reader: TensorReader, config: ModelConfig, *, shard: Shard, place: Placer = in_place) -> Weights:

@@ -152,7 +152,9 @@ class GpuBackend:
     def load(self, plan: MemoryPlan) -> Worker:
         """Load the weights straight to the device."""
         with self._startup.phase("load weights"):
-            self._worker = self.loader.load(plan, self._rank_group.send if self._rank_group else None)
+            self._worker = self.loader.load(
+                plan, self._rank_group.send if self._rank_group else None, self._startup.tell
+            )
             self.drafter, self.preparation = self.loader.drafter, self.loader.preparation
         return self._worker
 

@@ -19,6 +19,7 @@ from engine.gpu.worker import GpuWorker
 from engine.grammar.anteroom import Preparation
 from engine.grammar.matchers import Grammars
 from engine.loading import load
+from engine.loading.progress import Tell
 from engine.machine import free_memory
 from engine.pooling.pooler import produced
 from engine.pooling.registry import standard_poolers
@@ -134,12 +135,15 @@ class GpuLoader:
             return torch.cuda.mem_get_info(self._device)[0]
         return int(free_memory().amount) // self._ranks.size
 
-    def load(self, plan: MemoryPlan, send: Callable[[RankCommand], None] | None = None) -> GpuWorker:
+    def load(
+        self, plan: MemoryPlan, send: Callable[[RankCommand], None] | None = None, tell: Tell | None = None
+    ) -> GpuWorker:
         """Load the weights straight to the device, then take the pool.
 
         Args:
             plan: the same on all ranks.
             send: passed on to `GpuWorker`; for the first rank.
+            tell: is told how far the weights are read.
 
         Raises:
             ModelError: the files cannot be loaded.
@@ -147,7 +151,7 @@ class GpuLoader:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         assembly = GpuAssembly(self.arithmetic, self._device, self._ranks.rank, self._ranks.size)
-        weights = load(self._source, self._config, self._settings.load_format, assembly)
+        weights = load(self._source, self._config, self._settings.load_format, assembly, tell)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()  # the pool needs in one piece what loading took in passing
         pool = GpuKvPool(

@@ -6,12 +6,19 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 
 if TYPE_CHECKING:
+    from engine.loading.progress import Tell
     from engine.loading.reader import Assemble, Loaded_co
 
 _KINDS = {"safetensors": "hf", "gguf": "gguf"}
 
 
-def load(source: ModelSource, config: ModelConfig, load_format: str, assemble: "Assemble[Loaded_co]") -> "Loaded_co":
+def load(
+    source: ModelSource,
+    config: ModelConfig,
+    load_format: str,
+    assemble: "Assemble[Loaded_co]",
+    tell: "Tell | None" = None,
+) -> "Loaded_co":
     """What `assemble` makes of the weights of `source`.
 
     Args:
@@ -19,10 +26,15 @@ def load(source: ModelSource, config: ModelConfig, load_format: str, assemble: "
         config: their description (`engine.models.registry.read_config`).
         load_format: `auto`, `safetensors`, `gguf`, or `dummy` (no weights are read).
         assemble: makes the weights from a reader of tensors.
+        tell: is told how far they are read.
 
     Raises:
         ModelError: the files do not fit the description or the format.
     """
+    if tell is not None:
+        from engine.loading.progress import watched
+
+        assemble = watched(assemble, tell)
     if load_format == "dummy":
         from engine.loading.dummy import load_dummy
 

@@ -47,3 +47,6 @@ class _Random:
 
     def whole(self, name: str) -> Tensor | None:
         return None
+
+    def forget(self, name: str) -> None:
+        """Nothing: it is drawn anew."""

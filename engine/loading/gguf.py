@@ -81,6 +81,14 @@ class _Gguf:
             return None
         return self._bytes(tensor).view(torch.float32).view(tensor.shape)
 
+    def forget(self, name: str) -> None:
+        """Its pages leave this process; those of the page cache stay. Else a model is in memory twice by the end."""
+        tensor = self._tensors[name]
+        start = -(-tensor.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (tensor.offset + tensor.size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            self._files[tensor.path].madvise(mmap.MADV_DONTNEED, start, length)
+
     def _rows(self, name: str) -> Tensor:
         """The stored bytes of a matrix, uint8 [rows, bytes of a row], rows in our order."""
         tensor = self._tensors[name]

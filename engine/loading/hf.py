@@ -82,6 +82,9 @@ class _Safetensors:
         tensor = self._stored(name)
         return tensor if tensor.dtype == torch.float32 else None
 
+    def forget(self, name: str) -> None:
+        """Nothing: the mapping goes with the last tensor of its file."""
+
     def _stored(self, name: str) -> Tensor:
         tensor = self._tensors[name]
         stored: Tensor = self._files[tensor.path].get_tensor(tensor.name)

@@ -46,6 +46,10 @@ class TensorReader(Protocol):
         """The tensor in place if it is fp32 already, otherwise None."""
         ...
 
+    def forget(self, name: str) -> None:
+        """Nothing that was given of this tensor is used any longer: what it takes in memory can be given back."""
+        ...
+
 
 Loaded_co = TypeVar("Loaded_co", covariant=True)
 

@@ -127,6 +127,13 @@ class StartPhase:
 
 
 @dataclass(slots=True, kw_only=True)
+class WeightsRead:
+    """How far the engine is with its weights: `part` of all their values, 0 to 1. Sent some times a second while they load."""
+
+    part: float
+
+
+@dataclass(slots=True, kw_only=True)
 class Ready:
     """The engine has produced a real token and takes requests."""
 
@@ -299,6 +306,7 @@ Command = AddRequest | AbortRequests | PublishBlocks | PublishMap | Shutdown
 Event = (
     MemoryPlan
     | StartPhase
+    | WeightsRead
     | Ready
     | Failed
     | SequencesStarted
@@ -313,6 +321,7 @@ COMMANDS = (AddRequest, AbortRequests, PublishBlocks, PublishMap, Shutdown)
 EVENTS = (
     MemoryPlan,
     StartPhase,
+    WeightsRead,
     Ready,
     Failed,
     SequencesStarted,

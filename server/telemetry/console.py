@@ -1,19 +1,24 @@
-"""What the operator reads at start-up: the memory plan before anything is loaded, the phases, the address, a curl to try."""
+"""What the operator reads at start-up: the memory plan before anything is loaded, the phases, how far long ones are, the address, a
+curl to try."""
 
 import json
 import logging
 import os
 import shlex
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TextIO
 
-from scheduler.types.messages import Event, MemoryPlan, Ready, StartPhase
+from scheduler.types.messages import Event, MemoryPlan, Ready, StartPhase, WeightsRead
 from scheduler.types.output_kind import OutputKind
 
 _log = logging.getLogger("headrace.engine")
+_PATIENCE = 2.0  # seconds from the server's start on: who waits no longer needs no telling how far weights are
+_EVERY = 5.0  # seconds between two lines of the log about that
+_WIDTH = 40  # of the bar on a terminal
+_ERASE = "\r\x1b[2K"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -60,6 +65,7 @@ class Console:
         self._hint = "Open it in a browser, or try" if page and uds is None else "Try"
         self._started = started
         self._told = {name: _Told() for name in engines}
+        self._load_line = LoadLine(out, started)
 
     def on_event(self, engine: str, event: Event) -> None:
         """Print what this event of the named engine completes."""
@@ -68,7 +74,10 @@ class Console:
             case MemoryPlan() if not told.planned:
                 told.planned = True
                 self._print([*self._heading(engine), *plan_lines(event)])
+            case WeightsRead() if not told.ready:
+                self._load_line.tell(f"weights of {engine}" if len(self._told) > 1 else "weights", event.part)
             case StartPhase() if not told.ready:
+                self._load_line.erase()
                 told.phases.append(event)
             case Ready() if not told.ready:
                 first = not any(each.ready for each in self._told.values())
@@ -93,6 +102,48 @@ class Console:
             _log.warning("what is told at start-up cannot be printed: %s", error)
             with open(os.devnull, "wb") as nowhere:  # for what is still in the buffer
                 os.dup2(nowhere.fileno(), self._out.fileno())
+
+
+class LoadLine:
+    """Tells how far weights are loaded: a bar on a terminal, a line of the log every few seconds elsewhere.
+
+    Args:
+        out: the stream of what is told at start-up.
+        started: when the server's process started, by `clock`.
+        clock: gives seconds.
+    """
+
+    def __init__(self, out: TextIO, started: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+        self._next = started + _PATIENCE
+        self._drawn = False
+
+    def tell(self, what: str, part: float) -> None:
+        """`what` is loaded up to this part, 0 to 1."""
+        if (now := self._clock()) < self._next:
+            return
+        if self._out.isatty():
+            filled = round(part * _WIDTH)
+            self._drawn = True
+            # The cursor goes back to the first column, so that a line of the log takes the bar's place.
+            self._write(f"{_ERASE}{what}  {'█' * filled}{'░' * (_WIDTH - filled)}  {part:4.0%}\r")
+        else:
+            self._next = now + _EVERY
+            _log.info("%s: %.0f %% loaded", what, 100 * part)
+
+    def erase(self) -> None:
+        """Make room for other text."""
+        if self._drawn:
+            self._write(_ERASE)
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except (OSError, UnicodeEncodeError):  # nobody can be told, or not in these characters: no reason not to serve
+            self._drawn = False
 
 
 def size(count: int) -> str:
