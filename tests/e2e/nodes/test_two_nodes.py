@@ -1,25 +1,55 @@
 """Engines on two nodes of a real Ray cluster: where they are, whose KV they read, and that nothing is lost with a node.
 
-Printed with `-s`: placement, hit, hand-over, death. Greedy answers are held against transformers, token by token: its arg-max after
-the prompt and each of our tokens has to be our next one.
+Printed with `-s`: placement, hit, hand-over, death, and a table of the token-exact suite: its prompts in its ways, computed on one
+node and decoded on the other. Greedy answers are held against transformers, token by token (`tests/engine/token_suite.py`).
 """
 
-import json
-import threading
-import time
+from functools import cache
 
-import httpx
 import pytest
-import torch
 
 from tests.e2e.server_process import ServerProcess
-from tests.engine.test_token_exact import PROMPTS
+from tests.engine.token_suite import FULL, is_greedy, suite_prompts
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'headrace[ray]'")
 from loadtest.bench.ray_nodes import HEAD, OTHER, RayNodes
+from tests.e2e.nodes.node_parts import (
+    OUTCOMES,
+    WAYS,
+    Counts,
+    Stream,
+    ask,
+    cards,
+    compute_on_head_decode_on_other,
+    flags_of,
+    health,
+    known,
+    node_of,
+    post,
+    ready,
+    run_beside,
+    sample,
+    tokens_of,
+    until,
+    whole,
+    whole_blocks,
+)
 
 pytestmark = pytest.mark.processes
 
+COLUMNS = (
+    "way",
+    "",
+    "prompts",
+    "equal",
+    "handed over",
+    "KV loaded",
+    "tokens",
+    "preempted",
+    "cached",
+    "replayed",
+    "pause",
+)
 PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest
 LONG = " ".join(f"The {number}th wheel of the old mill turns." for number in range(40))
 
@@ -31,87 +61,73 @@ def nodes():
     made.close()
 
 
+class SpreadServers:
+    """The one server that there is at a time, as its engines take both nodes.
+
+    A fixture with parameters would start another one for each test.
+    """
+
+    def __init__(self, nodes):
+        self._address = nodes.address
+        self._flags, self._served = (), None
+
+    def of(self, *flags):
+        """One with these flags, its engines ready; the one before ends if it has others."""
+        if self._served is None or flags != self._flags:
+            self.stop()
+            exact = ("--cpu-precision", "exact")  # fp32, as transformers computes here
+            common = ("--ray", self._address, "--kv-host-gib", "0.5", "--http-processes", "2")
+            self._flags, self._served = flags, ServerProcess(*common, *exact, *flags)
+        ready(self._served)
+        return self._served
+
+    def stop(self):
+        served, self._served = self._served, None
+        assert served is None or served.stop() == 0, "".join(served.output)
+
+
 @pytest.fixture(scope="module")
-def spread(nodes):
-    flags = ("--engines", "2", "--kv-blocks", "400", "--kv-host-gib", "0.5", "--max-step-tokens", "256")
-    exact = ("--cpu-precision", "exact")  # fp32, as transformers computes here
-    served = ServerProcess("--ray", nodes.address, *flags, *exact, "--http-processes", "2")
-    ready(served)
-    yield served
-    assert served.stop() == 0, "".join(served.output)
+def servers(nodes):
+    made = SpreadServers(nodes)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def spread(servers):
+    """Two mixed engines."""
+    return servers.of("--engines", "2", "--kv-blocks", "400", "--max-step-tokens", "256")
 
 
 @pytest.fixture(scope="module")
 def prompts(smollm2_tokenizer):
-    """Twenty real prompts of all lengths up to 500 tokens, as token ids."""
-    texts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
-    ids = sorted((ids for text in texts if len(ids := smollm2_tokenizer.encode(text)) < 500), key=len)
-    return [ids[place * len(ids) // 20] for place in range(20)]
+    """Those of the token-exact suite, all of them."""
+    return suite_prompts(smollm2_tokenizer, FULL)
 
 
 @pytest.fixture(scope="module")
 def greedy(smollm2_reference):
     """Says whether transformers would have answered this prompt with these tokens."""
-
-    def check(prompt, output):
-        with torch.inference_mode():
-            logits = smollm2_reference(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
-        return logits.argmax(-1).tolist() == output
-
-    return check
+    judged = cache(lambda prompt, output: is_greedy(smollm2_reference, list(prompt), list(output)))
+    return lambda prompt, output: judged(tuple(prompt), tuple(output))
 
 
-def until(condition, seconds=120.0):
-    """Wait for what other processes bring about."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.1)
-    return value
+def line(*cells):
+    """Of the table that is printed."""
+    return f"{cells[0]:<18}" + "".join(f"{cell:>12}" for cell in cells[1:])
 
 
-def cards(server):
-    return {card["id"]: card for card in httpx.get(f"{server.url}/v1/engines", timeout=60).json()["data"]}
+@pytest.fixture(scope="module")
+def table():
+    """Prints a row, below the names of the columns."""
+    print("\n" + line(*COLUMNS))
+    return lambda *cells: print(line(*cells))
 
 
-def health(server):
-    return httpx.get(f"{server.url}/health", timeout=60).json()
-
-
-def ready(server):
-    server.wait_until(lambda: all(card["state"] == "ready" for card in cards(server).values()), 300)
-
-
-def ask(server, prompt=PROMPT, **body):
-    body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True, **body}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def post(server, path, **body):
-    assert httpx.post(f"{server.url}/v1/engines/{path}", json=body or None, timeout=60).status_code == 200
-
-
-def tokens_of(answer):
-    return answer["choices"][0]["token_ids"]
-
-
-def sample(server, name, **labels):
-    inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
-    return server.metrics()[f"{name}{{{inside}}}"]
-
-
-def known(server, engine):
-    """Blocks of the other node of which the engine knows; one at rest tells nothing new of itself."""
-    ask(server, prompt=[5, 6], max_tokens=1)
-    return sample(server, "headrace_kv_tier_blocks", engine=engine, tier="peer")
-
-
-def node_of(server, engine):
-    """Where its latest incarnation is, by the log."""
-    lines = [line for line in server.output if f"{engine}: process" in line and "on node" in line]
-    return lines[-1].split("on node ")[1].split()[0].rstrip(";:,")
+@pytest.fixture(scope="module")
+def answers():
+    """By prompt, in the first way that brought one."""
+    return {}
 
 
 @pytest.mark.long
@@ -139,12 +155,12 @@ def test_http_processes_keepers_and_who_may_command_ray_are_told(spread):
 @pytest.mark.timeout(900)
 def test_what_one_node_computed_the_other_loads(spread, greedy):
     post(spread, "engine-1/drain")
-    first = ask(spread)
+    first = ask(spread, PROMPT)
     until(lambda: sample(spread, "headrace_kv_tier_saved_blocks_total", engine="engine-0", tier="host") >= 9)
     post(spread, "engine-1/undrain")
     post(spread, "engine-0/drain")
     until(lambda: known(spread, "engine-1") >= 9)
-    second = ask(spread)
+    second = ask(spread, PROMPT)
     post(spread, "engine-0/undrain")
     cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     loaded = sample(spread, "headrace_kv_tier_loaded_blocks_total", engine="engine-1", tier="peer")
@@ -165,7 +181,7 @@ def test_a_prompt_computed_on_one_node_is_decoded_on_the_other(spread, prompts, 
     post(spread, "engine-0/role", role="prefill")
     post(spread, "engine-1/role", role="decode")
     long = [[*smollm2_tokenizer.encode(f"{number}. {LONG}"), *ids] for number, ids in enumerate(prompts[::2])]
-    answers = [tokens_of(ask(spread, prompt=prompt, max_tokens=24)) for prompt in long]
+    answers = [tokens_of(ask(spread, prompt, max_tokens=24)) for prompt in long]
     seeded = {"prompt": f"99. {LONG}", "max_tokens": 24, "temperature": 1.0, "seed": 7}
     sampled = tokens_of(ask(spread, **seeded))
     after = outcomes()
@@ -176,27 +192,6 @@ def test_a_prompt_computed_on_one_node_is_decoded_on_the_other(spread, prompts, 
     assert [greedy(prompt, answer) for prompt, answer in zip(long, answers, strict=True)] == [True] * len(long)
     assert sampled == tokens_of(ask(spread, **seeded)), "the same by one engine alone"
     assert after["loaded"] == before["loaded"] + len(long) + 1 and tokens > 0
-
-
-class Stream(threading.Thread):
-    """One streamed answer, and the longest pause between two of its tokens."""
-
-    def __init__(self, server, prompt):
-        super().__init__()
-        self.url, self.prompt = f"{server.url}/v1/completions", prompt
-        self.tokens, self.error, self.pause = [], None, 0.0
-
-    def run(self):
-        last, body = None, {"prompt": self.prompt, "max_tokens": 96, "temperature": 0, "ignore_eos": True}
-        body |= {"stream": True, "return_token_ids": True}
-        with httpx.stream("POST", self.url, json=body, timeout=300) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: {"):
-                    event = json.loads(line.removeprefix("data: "))
-                    self.error = self.error or event.get("error")
-                    self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
-                    now = time.monotonic()
-                    self.pause, last = max(self.pause, now - (last or now)), now
 
 
 @pytest.mark.long
@@ -221,6 +216,36 @@ def test_a_node_that_dies_under_load_loses_no_request(spread, nodes, prompts, gr
         assert all(greedy(stream.prompt, stream.tokens) for stream in streams)
         until(lambda: set(health(spread)["keepers"]) == {HEAD})
         nodes.start_other()
-    ready(spread)
-    until(lambda: [each["state"] for each in health(spread)["keepers"].values()] == ["ready", "ready"])
-    assert {node_of(spread, name) for name in cards(spread)} == {HEAD, OTHER}
+    whole(spread)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("death", [False, True], ids=["hand-over", "death"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_the_token_exact_suite(servers, nodes, prompts, greedy, table, answers, way, death):
+    """Each prompt is computed on one node and decoded on the other, which with `death` is killed meanwhile and comes back."""
+    spread = servers.of(*flags_of(way.server, prompts))
+    whole(spread)
+    compute_on_head_decode_on_other(spread)
+    counts, salt = Counts(spread), f"{way.name}, {death}"  # nothing is known from the way before
+    streams = [Stream(spread, prompt, FULL.output, cache_salt=salt) for prompt in way.prompts(prompts)]
+    if death:
+        run_beside(way, streams, lambda: (nodes.kill_other(), nodes.start_other()))
+    else:
+        way.run(streams)
+    assert [stream.error for stream in streams] == [None] * len(streams)
+    equal = [answers.setdefault(tuple(each.prompt), each.tokens) == each.tokens for each in streams]
+    moved = {outcome: counts.since("hand_overs_total", outcome=outcome) for outcome in OUTCOMES}
+    loaded = counts.since("hand_over_tokens_total", how="loaded")
+    preempted, replayed = counts.since("preemptions_total"), counts.since("replayed_requests_total")
+    cached, pause = sum(each.cached for each in streams), max(each.pause for each in streams)
+    row = (sum(equal), moved["loaded"] + moved["computed"], moved["loaded"], loaded, preempted, cached, replayed)
+    table(way.name, "death" if death else "", len(streams), *row, f"{pause:.1f} s")
+    assert all(equal) and all(len(each.tokens) == FULL.output for each in streams)
+    assert all(greedy(each.prompt, each.tokens) for each in streams)
+    assert moved["loaded"] > 0 and loaded > 0
+    assert death or moved["loaded"] + moved["computed"] == len(streams), moved
+    assert (replayed > 0) == death
+    assert preempted > 0 or way.name != "preemption"
+    assert way.name != "warm cache" or all(each.cached >= whole_blocks(each.prompt) for each in streams)

@@ -15,7 +15,8 @@ from kernels.cpu.build import build as build_kernels
 from kernels.cpu.build import compiler
 from kernels.cpu.variants import supported
 from tests.engine.samplers import cpu_sampler
-from tests.engine.test_token_exact import BLOCK, COUNT, LONG, OUTPUT, generate, prompts
+from tests.engine.test_token_exact import COUNT, LONG, OUTPUT, SIZE, generate, prompts
+from tests.engine.token_suite import BLOCK, tight_pool
 from tests.scheduler.sim import Engine
 
 pytestmark = pytest.mark.skipif(not supported() or compiler() is None, reason="no C++ compiler, or another processor")
@@ -72,7 +73,6 @@ def test_warm_cache(build, prompts, alone):
 
 def test_preemption(build, prompts, alone):
     some = prompts[:-LONG]
-    longest = max(len(prompt) for prompt in some) + OUTPUT
-    engine = build(blocks=-(-longest // BLOCK) + COUNT // 3, decode_watermark=0.0)
+    engine = build(blocks=tight_pool(some, SIZE), decode_watermark=0.0)
     assert generate(engine, some) == alone[: len(some)]
     assert engine.scheduler.snapshot().preemptions > 0

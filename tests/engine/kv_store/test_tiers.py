@@ -20,8 +20,9 @@ from engine.kv_store.tiers import DeviceBlocks, tiers_of
 from scheduler.kv.tiers.load_or_recompute import LoadOrRecompute
 from tests.engine.cpu.test_fast_exact import build as build_fast
 from tests.engine.cpu.test_fast_exact import pytestmark as needs_kernels
-from tests.engine.test_token_exact import BLOCK, COUNT, LONG, OUTPUT, WHOLE, generate, prompts
+from tests.engine.test_token_exact import COUNT, LONG, OUTPUT, WHOLE, generate, prompts
 from tests.engine.test_token_exact import build as build_exact
+from tests.engine.token_suite import BLOCK
 
 __all__ = ["build_fast", "prompts"]  # fixtures
 SMALL = 60 if WHOLE else 8  # blocks: less than the prompts take
