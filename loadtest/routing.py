@@ -33,7 +33,6 @@ from loadtest.workload.plan import Plan
 from loadtest.workload.traces.problems import TraceError
 from scheduler.kv.block_pool import BlockPool
 from scheduler.router.policies import ROUTERS, make_router
-from scheduler.types.block_hash import block_names, root_hash
 
 _TIMES = (("TTFT mean", 11), ("p50", 8), ("p99 s", 8))
 _COLUMNS = (("cached", 9), ("of turns", 10), ("of one", 9), *_TIMES, ("largest", 9), ("failed", 8), ("unfit", 7))
@@ -100,11 +99,11 @@ def compare(
 
 def in_one_cache(plan: Plan, blocks: int, block_size: int) -> RoutingOutcome:
     """What a cache of so many blocks has of the prompts, each of which is there as soon as it has come."""
-    pool, content, root = BlockPool(blocks, block_size), Content(), root_hash("one")
+    pool, content = BlockPool(blocks, block_size), Content(block_size)
     found = asked = 0
     for request in plan.requests:
-        ids, _ = content.prompt(request)
-        names = block_names(root, ids, block_size)
+        text = content.text(request)
+        ids, names = text.prompt, text.prompt_names
         found += block_size * len(pool.match(names[: (len(ids) - 1) // block_size], ids))
         asked += len(ids)
         make_resident(pool, names, ids)

@@ -4,6 +4,7 @@ What belongs here: conditions of admission, and how much is reserved. Never: who
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from scheduler.idle import IdleShare
@@ -13,13 +14,25 @@ from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.load_planner import Wanted
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import Need, SchedulingPolicy
+from scheduler.policies.waiting_queue import SCAN, Line
 from scheduler.token_budget import splitter
 from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.request import Request
 from scheduler.types.trail import WaitCause
 
-_SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
+
+@dataclass(frozen=True, slots=True)
+class _Glance:
+    """What is known of the requests at the front of the queue at one glance.
+
+    Attributes:
+        need: less than that none can use, unless it finds something in the cache; None if not all of them are new and alike.
+        keys: of their first blocks.
+    """
+
+    need: Need | None
+    keys: frozenset[bytes]
 
 
 class Admission:
@@ -48,6 +61,8 @@ class Admission:
         self._trails = trails
         self._running = running
         self._idle = idle
+        self._front: list[Request] | None = None  # that was looked at last
+        self._glance: _Glance | None = None  # at these
 
     def admit(
         self, waiting: Iterable[Request], prefills: Sequence[Request], running: int, budget: int, idle_budget: int = 0
@@ -65,11 +80,12 @@ class Admission:
             budget: tokens of the step for prompts.
             idle_budget: of these, what idle requests may have. They come in only if nobody else waits.
         """
-        admitted: list[Request] = []
-        needs = [self._policy.need(request) for request in prefills]
-        others = False
+        admitted, needs = list[Request](), [self._policy.need(request) for request in prefills]
+        if self._are_in_vain(waiting, needs, budget):
+            return []
+        self._glance, others = None, False  # whom they wait for is found out now
         refused: Need | None = None  # for want of tokens, with what has been admitted so far
-        for request in islice(waiting, _SCAN):
+        for request in islice(waiting, SCAN):
             if running + len(admitted) >= self._config.max_running:
                 break
             others |= not request.idle
@@ -133,7 +149,7 @@ class Admission:
 
     def first_in_need(self, waiting: Iterable[Request]) -> Request | None:
         """The first of the queue that waits for nothing but room: the one for which others may have to make room."""
-        return next((each for each in islice(waiting, _SCAN) if self._own_wait(each) is None), None)
+        return next((each for each in islice(waiting, SCAN) if self._own_wait(each) is None), None)
 
     def _own_wait(self, request: Request) -> tuple[WaitCause, str] | None:
         """Whether it waits for content that another one is computing or another engine saves, or for its drafts to be verified;
@@ -148,6 +164,30 @@ class Admission:
             if request.idle or maker is None or not maker.idle:  # an idle one may take for ever
                 return WaitCause.PREFIX, name
         return None
+
+    def _are_in_vain(self, waiting: Iterable[Request], needs: Sequence[Need], budget: int) -> bool:
+        """Whether all of these are refused for want of tokens: known at little cost, if the same ones were looked at before."""
+        front = waiting.front if isinstance(waiting, Line) else None
+        if not front or self._front is not front:  # most fronts are looked at once
+            self._front, self._glance = front, None
+            return False
+        if self._glance is None:
+            self._glance = self._glance_at(front)
+        glance = self._glance
+        need = glance.need
+        if need is None or not needs or self._transfers.active or need.arrival in self._split([*needs, need], budget):
+            return False
+        if not self._cache.are_cold(glance.keys):
+            return False
+        self._trails.all_passed_over(front, WaitCause.TOKENS)
+        return True
+
+    def _glance_at(self, front: list[Request]) -> _Glance:
+        first = front[0]
+        rank, keys = self._policy.rank(first), [self._cache.first_key(request) for request in front]
+        alike = not any(r.started or r.idle or r.awaits or self._policy.rank(r) != rank for r in front)
+        need = Need(rank, min(r.arrival for r in front), min(r.known for r in front)) if alike else None
+        return _Glance(need, frozenset(key for key in keys if key is not None))
 
     def _asks_no_less(self, request: Request, refused: Need) -> bool:
         """Whether it waits for nothing of its own, finds nothing in the cache and is refused as well: known at little cost."""

@@ -72,17 +72,21 @@ class DecodePlanner:
         only while no running request has a token to compute.
 
         Args:
-            steady: further requests that lack a block, by priority and arrival; there are enough for all.
+            steady: further requests that lack a block, by priority and arrival; where there are any, there are enough for all.
 
         Returns:
             The decodes that have their block, and whether any request was preempted for one.
         """
         preempted = False
         while (decodes := self._chosen()) or steady:
-            for request in sorted([*decodes, *steady], key=_place) if steady else decodes:
-                if self._lacks_block(request):
+            needy = [request for request in decodes if self._lacks_block(request)]
+            if steady:
+                for request in sorted([*needy, *steady], key=_place) if needy else steady:
+                    self.take_block(request)
+                steady = ()
+            else:
+                for request in needy:
                     preempted |= self._grow_one(request)
-            steady = ()
             running = [r for r in decodes if r.state is RequestState.RUNNING]
             if running:
                 return [r for r in running if not self._lacks_block(r)], preempted
@@ -102,8 +106,10 @@ class DecodePlanner:
     def add_late(self, step: Step) -> None:
         """Add decodes that waited for results when the step was planned: prompts have left a token to each."""
         self.held_back = []
+        if not self._drafting.active:
+            return
         left = min(self._budget - step.tokens, self._room(step))
-        if not self._drafting.active or left <= 0:
+        if left <= 0:
             return
         planned = {chunk.request_id for chunk in step.chunks}
         late, prompts = self._split(planned)
@@ -124,6 +130,9 @@ class DecodePlanner:
     def _chosen(self) -> list[Request]:
         """The decodes of a step: as many as there is room for beside the prompts. Notes those that are held back."""
         ready, prompts = self._split()
+        if not ready:
+            self.held_back = []
+            return ready
         room = decode_room(self._budget, prompts=bool(prompts or self._table.waiting))
         self.held_back = []
         if self._drafting.active:

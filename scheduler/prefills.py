@@ -102,13 +102,17 @@ class PrefillPlanner:
             for r in self._table.moving.values()
             if r.request_id not in planned and not r.loading and r.prefilling and r.wants_step
         ]
-        idle_budget = 0 if any(not r.idle for r in prefills) else min(budget, self._idle.left(step, held_back))
+        idle_budget = 0
+        if self._table.idle_open and all(r.idle for r in prefills):
+            idle_budget = min(budget, self._idle.left(step, held_back))
         if admit and self._table.waiting and running < self._config.max_running:
             admitted = self._admission.admit(self._line(), prefills, running, budget, idle_budget)
             for request in admitted:
                 self._table.start(request, now)
             prefills += [request for request in admitted if not request.loading]
-        others = [r for r in prefills if not r.idle]
+        if not prefills:
+            return
+        others = [r for r in prefills if not r.idle] if self._table.idle_open else prefills
         if not others:
             budget = idle_budget
         shares = self._split((self._policy.need(request) for request in others or prefills), budget)

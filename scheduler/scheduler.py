@@ -182,8 +182,14 @@ class Scheduler:
 
     # --- requests come and go ---
 
-    def add(self, message: AddRequest, now: float) -> None:
+    def add(self, message: AddRequest, now: float, names: Sequence[bytes] = ()) -> None:
         """Queue a request. One with `generated_ids` continues after them.
+
+        Args:
+            message: the request.
+            now: the time.
+            names: hashes of its leading blocks, also of those that its answer will fill, from a caller who knows all texts and need
+                not hash them: equal exactly where contents are, and nobody else's are what its answer fills. Others are computed.
 
         Raises:
             RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
@@ -194,11 +200,11 @@ class Scheduler:
         if message.request_id in self._table.open or message.request_id in self._beams:
             raise ValueError(f"request id {message.request_id!r} is in use")
         if message.beams is None:
-            self._queue(message, now)
+            self._queue(message, now, names)
         elif (first := self._beams.gather(message)) is not None:
             self._beams.begin(self._queue(first, now))
 
-    def _queue(self, message: AddRequest, now: float) -> Request:
+    def _queue(self, message: AddRequest, now: float, names: Sequence[bytes] = ()) -> Request:
         request = Request(
             request_id=message.request_id,
             prompt_ids=message.prompt_ids,
@@ -215,6 +221,7 @@ class Scheduler:
             pair_start=message.pair_start,
             generated_ids=message.generated_ids,
             hand_over=message.hand_over,
+            names=names,
         )
         self._table.add(request)
         if message.kv_wait_seconds and request.reads_cache:

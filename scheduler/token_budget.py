@@ -55,6 +55,11 @@ def split_prefill(needs: Iterable[Need], budget: int) -> dict[int, int]:
 
     Rank goes first: a prompt gets nothing while one of a lower rank could still use the tokens.
     """
+    needs = list(needs)
+    if sum([need.remaining for need in needs]) <= budget:
+        return {need.arrival: need.remaining for need in needs if need.remaining > 0}
+    if len({need.rank for need in needs}) == 1:
+        return _split_class(needs, budget)
     classes: dict[tuple[int, ...], list[Need]] = {}
     for need in needs:
         classes.setdefault(need.rank, []).append(need)
@@ -81,12 +86,14 @@ def split_whole(needs: Iterable[Need], budget: int) -> dict[int, int]:
 
 
 def _split_class(needs: Sequence[Need], budget: int) -> dict[int, int]:
-    oldest = min(needs, key=lambda need: need.arrival)
-    shares = {oldest.arrival: min(oldest.remaining, -(-budget // 2))}
-    left = budget - shares[oldest.arrival]
-    for need in sorted(needs, key=lambda need: (need.remaining, need.arrival)):
-        given = shares.get(need.arrival, 0)
-        take = min(left, need.remaining - given)
-        shares[need.arrival] = given + take
+    oldest, remaining = min([(need.arrival, need.remaining) for need in needs])
+    shares = {oldest: min(remaining, -(-budget // 2))}
+    left = budget - shares[oldest]
+    for remaining, arrival in sorted([(need.remaining, need.arrival) for need in needs]):
+        if not left:
+            break
+        given = shares.get(arrival, 0)
+        take = min(left, remaining - given)
+        shares[arrival] = given + take
         left -= take
     return {arrival: tokens for arrival, tokens in shares.items() if tokens > 0}

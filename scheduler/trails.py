@@ -63,6 +63,11 @@ class Trails:
         elif len(waits) < _MOST:
             waits.append(Wait(cause=cause, since=self._now, until=self._now, behind=behind))
 
+    def all_passed_over(self, requests: Iterable[Request], cause: WaitCause) -> None:
+        """`passed_over` each of them."""
+        for request in requests:
+            self.passed_over(request, cause)
+
     def waits_again(self, request: Request) -> None:
         """It stands in line again, for whatever reason."""
         request.in_line_since = self._now
@@ -131,6 +136,9 @@ class NoTrails(Trails):
         """Nobody asks why."""
 
     def passed_over(self, request: Request, cause: WaitCause, behind: str = "") -> None:
+        """Nobody asks for whom."""
+
+    def all_passed_over(self, requests: Iterable[Request], cause: WaitCause) -> None:
         """Nobody asks for whom."""
 
     def started(self, request: Request, *, evicted: bool) -> None:

@@ -8,14 +8,12 @@ What belongs here: sending, timeouts, the client's own lateness. What does not: 
 """
 
 import asyncio
-import gc
 import resource
 import tempfile
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
@@ -23,6 +21,7 @@ from loadtest.client.breaks import Breaks
 from loadtest.client.http1 import ConnectionPool, HttpExchange, clock
 from loadtest.client.judge import Raw
 from loadtest.client.leaving import Leaving
+from loadtest.collector import collector_off
 from loadtest.report.quantiles import quantile
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.workload.arrivals import Closed
@@ -189,7 +188,7 @@ class Driver:
         self._raise_file_limit()
         while self._build_ahead():
             await asyncio.sleep(0)  # lets a progress display show the end
-        with _steady():
+        with collector_off():
             cpu, self._start = time.process_time(), clock() + 0.1
             watchers = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
             try:
@@ -366,13 +365,3 @@ class Driver:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@contextmanager
-def _steady() -> Iterator[None]:
-    """Garbage collection is off: its pauses grow with everything kept, and a run makes few cycles."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.report.records import LoadRun, Objective, RequestRecord
+from loadtest.report.token_times import TokenTimes, tokens_in
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -136,7 +137,7 @@ def ratio(value: float, bound: float) -> float:
 
 def output_tokens(record: RequestRecord) -> int:
     """The answer's tokens: by the server's usage, else counted."""
-    return sum(count for _, count in record.tokens) if record.output_tokens is None else record.output_tokens
+    return tokens_in(record.tokens) if record.output_tokens is None else record.output_tokens
 
 
 def last_known(record: RequestRecord) -> float:
@@ -163,5 +164,8 @@ def _events(records: list[RequestRecord]) -> tuple[Ints, Floats, Floats]:
     """Owner, time and tokens of all events, request by request."""
     lengths = [len(record.tokens) for record in records]
     owner = np.repeat(np.arange(len(records), dtype=np.int64), lengths)
+    if all(isinstance(record.tokens, TokenTimes) for record in records):
+        at = np.concatenate([np.zeros(0), *(np.asarray(record.tokens.at) for record in records)])  # type: ignore[attr-defined]
+        return owner, at, np.ones_like(at)
     flat = np.array([event for record in records for event in record.tokens], dtype=np.float64).reshape(-1, 2)
     return owner, flat[:, 0], flat[:, 1]

@@ -10,6 +10,8 @@ from enum import StrEnum
 from math import inf
 from typing import Any
 
+from loadtest.report.token_times import TokenEvent, tokens_in
+
 SCHEMA = "headrace.loadtest/2"
 MEASURED = "measured"  # in a run's plan: from when to when its figures are, in seconds of the run; null for its end
 _INTERRUPTED = "interrupted"
@@ -53,7 +55,7 @@ class RequestRecord:
     session: str | None = None
     sent: float | None = None
     headers: float | None = None
-    tokens: list[tuple[float, int]] = field(default_factory=list)
+    tokens: Sequence[TokenEvent] = field(default_factory=list)
     finished: float | None = None
     status: int | None = None
     finish_reason: str | None = None
@@ -93,7 +95,7 @@ class RequestRecord:
     @property
     def tpot(self) -> float | None:
         """Seconds per token after the first event; None if no token came after it."""
-        count = sum(tokens for _, tokens in self.tokens[1:])
+        count = tokens_in(self.tokens[1:])
         return (self.tokens[-1][0] - self.tokens[0][0]) / count if count else None
 
     @property

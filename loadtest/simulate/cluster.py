@@ -5,11 +5,12 @@ simulation, and nothing is late.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+from loadtest.collector import collector_off
 from loadtest.report.records import RequestRecord, unfit
+from loadtest.report.token_times import TokenTimes
 from loadtest.simulate.content import Content, length_of
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
@@ -28,7 +29,6 @@ from scheduler.router.policy import Router
 from scheduler.router.role_switching import RoleSwitching
 from scheduler.router.split import Split
 from scheduler.router.view import ReplicaView, Role
-from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats
 from scheduler.types.sampling_params import SamplingParams
@@ -126,10 +126,9 @@ class Cluster:
         self.watch: RoleWatch | None = None
         self._cost = cost
         self._router = router
-        self._content = Content()
+        self._content = Content(shape.block_size)
         self._timeline = Timeline()
         self._block_size = shape.block_size
-        self._root = root_hash(self.config.fingerprint)
         self._arriving = True
         pool = (
             replicas
@@ -189,6 +188,10 @@ class Cluster:
             requests: in the order of their arrival.
             progress: called after each arrival with the number of arrivals so far.
         """
+        with collector_off():
+            return self._run(requests, progress)
+
+    def _run(self, requests: Iterable[Planned], progress: Callable[[int], None]) -> list[RequestRecord]:
         records = self.records
         for request in requests:
             now = request.intended + self._cost.costs.request
@@ -215,6 +218,7 @@ class Cluster:
             asked_output=request.output_tokens,
             klass=request.klass,
             session=request.session,
+            tokens=TokenTimes(),
         )
         if not unfit(record, self.config.context):  # what does not fit is given no ids: there may be any number of them
             self._place(record, request, now)
@@ -222,22 +226,21 @@ class Cluster:
 
     def _place(self, record: RequestRecord, request: Planned, now: float) -> None:
         """A request that fits goes to a replica, unless its deadline would not be met."""
-        prompt, token = self._content.prompt(request)
+        text = self._content.text(request)
         sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
         message = AddRequest(
             request_id=str(record.index),
-            prompt_ids=prompt,
+            prompt_ids=text.prompt,
             sampling=sampling,
             tenant=request.tenant or request.klass,
             priority=request.priority,
         )
-        names = [] if self._unseen else block_names(self._root, prompt, self._block_size)
-        opened = OpenRequest(message, names, record, token)
-        views = self._views(message, names, now)
+        opened = OpenRequest(message, text, record)
+        views = self._views(message, text.prompt_names, now)
         if not any(view.available for view in views):
             opened.refuse(503, "no replica is available")
             return
-        placement = self._split.place(prompt, views, decodes=request.output_tokens > 1)
+        placement = self._split.place(text.prompt, views, decodes=request.output_tokens > 1)
         message.hand_over, replica = placement.hand_over, self.replicas[placement.index]
         if self._deadlines is None or self._deadlines.accepts(
             record,
@@ -246,28 +249,25 @@ class Cluster:
             now,
             hand_over_seconds=self._split.hand_over_seconds,
         ):
-            with self._waking(replica):
-                replica.submit(opened, now)
+            self._wake(replica, lambda: replica.submit(opened, now))
         if self.watch is not None:
             self.watch.arrived(record)
 
     def _go_on(self, request: OpenRequest, now: float) -> bool:
         """With a request whose replica has died, if any is available."""
-        found = self._views(request.message, request.names, now)
+        found = self._views(request.message, request.text.prompt_names, now)
         views = [replace(view, role=Role.MIXED) for view in found]
         if not any(view.available for view in views):
             return False
         replica = self.replicas[self._router.choose(request.message.prompt_ids, views, ChunkPhase.PREFILL)]
-        with self._waking(replica):
-            replica.submit(request, now)
+        self._wake(replica, lambda: replica.submit(request, now))
         return True
 
     def _later(self, index: int, time: float, action: Callable[[float], None]) -> None:
         """Something is to happen to a replica."""
 
         def act(now: float) -> None:
-            with self._waking(self.replicas[index]):
-                action(now)
+            self._wake(self.replicas[index], lambda: action(now))
 
         self._timeline.at(time, act)
 
@@ -280,31 +280,28 @@ class Cluster:
 
     def _hand_over(self, source: int, given: HandOver) -> None:
         """The first token of a request is there: another replica goes on as soon as it has the prompt's KV."""
-        prompt, now = given.message.prompt_ids, given.ended
-        views = [replica.view(given.message, given.names, now) for replica in self.replicas]
+        prompt, names, now = given.text.prompt, given.text.prompt_names, given.ended
+        views = [replica.view(given.message, names, now) for replica in self.replicas]
         target = self.replicas[self._router.choose(prompt, views, ChunkPhase.DECODE)]
-        size = self._block_bytes * missing(target.scheduler.pool, given.names, prompt)
+        size = self._block_bytes * missing(target.scheduler.pool, names, prompt)
         there = self._links[source].arrival(size, given.begun, given.ended)
         target.expect(given)
 
         def arrive(now: float) -> None:
-            with self._waking(target):
-                target.take(given, now)
+            self._wake(target, lambda: target.take(given, now))
 
         self._timeline.at(max(there, given.ended + self._message_seconds), arrive)
 
-    @contextmanager
-    def _waking(self, replica: Replica) -> Iterator[None]:
-        """What is done may change when the replica is due."""
+    def _wake(self, replica: Replica, act: Callable[[], None]) -> None:
+        """Do something that may change when the replica is due."""
         before = replica.due
-        yield
+        act()
         if replica.due is not None and replica.due != before:
             self._timeline.at(replica.due, partial(self._advance, replica))
 
     def _advance(self, replica: Replica, now: float) -> None:
         if replica.due == now:  # otherwise an arrival has cut a stretch short
-            with self._waking(replica):
-                replica.advance()
+            self._wake(replica, replica.advance)
 
     def _look(self, now: float) -> None:
         """See to the roles, every second as long as there are requests."""

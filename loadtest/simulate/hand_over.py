@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.report.records import RequestRecord
+from loadtest.simulate.content import SimulatedText
 from scheduler.kv.block_pool import BlockPool
 from scheduler.types.messages import AddRequest
 
@@ -18,15 +19,13 @@ class HandOver:
 
     Attributes:
         message: with the first token as `generated_ids`.
-        names: of the full blocks of its prompt.
-        token: that each of its steps samples.
+        text: its prompt and answer.
         record: of the request, with its first token.
         begun, ended: when its prompt was computed, in seconds.
     """
 
     message: AddRequest
-    names: Sequence[bytes]
-    token: int
+    text: SimulatedText
     record: RequestRecord
     begun: float
     ended: float

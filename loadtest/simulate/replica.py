@@ -10,12 +10,15 @@ ends here with its first token; one that another replica hands over is added whe
 time, and start anew with nothing. What belongs here: that order and each request's record. Never: which replica, what a step costs.
 """
 
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from loadtest.report.records import ErrorClass, RequestRecord
+from loadtest.report.token_times import TokenTimes
+from loadtest.simulate.content import SimulatedText
 from loadtest.simulate.cost import CostModel, Features, work_of
 from loadtest.simulate.hand_over import HandOver, make_resident
 from loadtest.simulate.keepers.carrier import KeeperLane
@@ -54,25 +57,27 @@ class OpenRequest:
 
     Attributes:
         message: as it is sent to a replica; one that goes on after another replica's death has `generated_ids`.
-        names: of its prompt's blocks.
+        text: its prompt and its answer, of which each step samples a token.
         record: filled in as it runs.
-        token: that each of its steps samples.
         given: when another replica had its first token, which handed it over, until the next one is there.
         deaths: of replicas that computed it.
+        times: of the tokens in its record, in seconds.
         anew: told how many of its tokens another replica had computed and this one computes again; None: nothing of it was lost.
     """
 
     message: AddRequest
-    names: Sequence[bytes]
+    text: SimulatedText
     record: RequestRecord
-    token: int
     given: float | None = None
     deaths: int = 0
     anew: Callable[[int], None] | None = None
     sampled: ChunkResult = field(init=False)
+    times: "array[float]" = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sampled = ChunkResult(request_id=self.message.request_id, token_ids=[self.token])
+        self.sampled = ChunkResult(request_id=self.message.request_id, token_ids=[self.text.token])
+        assert isinstance(self.record.tokens, TokenTimes)
+        self.times = self.record.tokens.at
 
     def refuse(self, status: int, detail: str) -> None:
         """It is not served."""
@@ -195,14 +200,14 @@ class Replica:
         if request.anew is None and self.scheduler.snapshot().waiting >= self._max_waiting:
             request.refuse(429, "too many requests wait")
             return
-        self.scheduler.add(request.message, now)
+        self.scheduler.add(request.message, now, request.text.names)
         self._opened(request)
         if self._step is None:
             self._begin(now)
 
     def expect(self, given: HandOver) -> None:
         """A request will be handed over to this replica: it counts as open from now on."""
-        self._opened(OpenRequest(given.message, given.names, given.record, given.token, given=given.ended))
+        self._opened(OpenRequest(given.message, given.text, given.record, given=given.ended))
 
     def take(self, given: HandOver, now: float) -> None:
         """The KV of a request that was expected has arrived; of no use if this replica has died since."""
@@ -218,9 +223,12 @@ class Replica:
     def _opened(self, request: OpenRequest) -> None:
         message = request.message
         self._open[message.request_id] = request
+        if not self._viewed:
+            return
         tokens, known = len(message.prompt_ids) + len(message.generated_ids), len(message.generated_ids)
         left = message.sampling.max_tokens - known
-        self._state.submitted(message.request_id, tokens, left, request.names, loads=request.given is not None)
+        names = request.text.prompt_names
+        self._state.submitted(message.request_id, tokens, left, names, loads=request.given is not None)
 
     # --- death ---
 
@@ -266,8 +274,8 @@ class Replica:
             if (scheduler.has_work or scheduler.transferring) and not fits:
                 return
             self._given.popleft()
-            make_resident(pool, given.names, given.message.prompt_ids)
-            scheduler.add(given.message, now)
+            make_resident(pool, given.text.prompt_names, given.text.prompt)
+            scheduler.add(given.message, now, given.text.names)
 
     def advance(self) -> None:
         """Go on to `due`: a step or a stretch of steps ends, and the next begins."""
@@ -315,7 +323,8 @@ class Replica:
     def _run(self, step: Step, now: float) -> None:
         work = work_of(step)
         self._step, self._began = step, now
-        self._state.started([new.request_id for new in step.new])
+        if self._viewed:
+            self._state.started([new.request_id for new in step.new])
         self.due = now + self._cost.seconds(work)
         if self._log is not None:
             self._log.append((now, self.due, self._cost.features(work)))
@@ -325,7 +334,7 @@ class Replica:
         assert step is not None
         running = self._open
         results = [running[chunk.request_id].sampled if chunk.samples else _NOTHING for chunk in step.chunks]
-        tick = (now + self._delivery, 1)
+        tick = now + self._delivery
         self._ticks.add(step.step_id, [tick])
         seconds = now - self._began if self._carrier is not None else 0.0  # what loading is compared with
         result = StepResult(step_id=step.step_id, results=results, seconds=seconds)
@@ -334,26 +343,28 @@ class Replica:
         if self._viewed:
             self._state.step_ended(step.work(), now - self._began, self.scheduler.snapshot(), now)
         for output in outputs:
-            self._state.first_token(output.request_id)
+            if self._viewed:
+                self._state.first_token(output.request_id)
             each = running[output.request_id]
-            each.record.tokens.append(tick)
+            each.times.append(tick)
             if output.times is not None:
                 _tell(each, output.times)
             if each.given is not None:
                 self._handed_over(now - each.given)
                 each.given = None
             if output.finish_reason is not None:
-                self._end(running.pop(output.request_id), output, tick[0])
+                self._end(running.pop(output.request_id), output, tick)
 
     def _end(self, ended: OpenRequest, output: Output, at: float) -> None:
         """A request ends here: as a whole, or with the first token, after which another replica goes on."""
-        self._state.ended(output.request_id)
+        if self._viewed:
+            self._state.ended(output.request_id)
         times, record = output.times, ended.record
         assert output.finish_reason is not None and record.timings is not None
         assert times is not None and times.first_token is not None
         if output.finish_reason is FinishReason.HANDED_OVER:
-            message = replace(ended.message, hand_over=False, generated_ids=[ended.token])
-            self._give(HandOver(message, ended.names, ended.token, record, times.scheduled, times.first_token))
+            message = replace(ended.message, hand_over=False, generated_ids=[ended.text.token])
+            self._give(HandOver(message, ended.text, record, times.scheduled, times.first_token))
             return
         record.finished, record.status = at, 200
         record.finish_reason = output.finish_reason.value
@@ -385,13 +396,16 @@ class Replica:
             self._log_stretch(planned, ends)
         running = [self._open[chunk.request_id] for chunk in planned.chunks]
         self.busy_seconds += ends[-1] - self._began
-        seconds, work = (ends[-1] - self._began) / steps, planned.work()
-        ticks = [(end + self._delivery, 1) for end in ends]
+        seconds, work = (ends[-1] - self._began) / steps, planned.work() if self._viewed else None
+        ticks = [end + self._delivery for end in ends]
         self._ticks.add(planned.step_id, ticks)
-        self._planned = self.scheduler.fast_forward(planned, steps, lambda request_id: self._open[request_id].token)
-        self._state.step_ended(work, seconds, self.scheduler.snapshot(), ends[-1], steps)
+        self._planned = self.scheduler.fast_forward(
+            planned, steps, lambda request_id: self._open[request_id].text.token
+        )
+        if work is not None:
+            self._state.step_ended(work, seconds, self.scheduler.snapshot(), ends[-1], steps)
         for each in running:
-            each.record.tokens += ticks
+            each.times.extend(ticks)
         self._ends = []
         self._began = ends[-1]
 
@@ -410,8 +424,8 @@ class Replica:
     def _sampled(self, request_id: str, steps: range) -> list[int]:
         """Steps have sampled tokens of a request that nobody has looked at yet."""
         each = self._open[request_id]
-        each.record.tokens += self._ticks.of(steps)
-        return [each.token] * len(steps)
+        each.times.extend(self._ticks.of(steps))
+        return [each.text.token] * len(steps)
 
     def _cut(self, now: float) -> None:
         """Skip to the last step that has ended by now, and let the next one run plainly."""

@@ -1,6 +1,7 @@
 """Simulated time: what is to happen, in order, and when steps have ended."""
 
 import heapq
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -24,18 +25,18 @@ class Timeline:
 
 
 class StepTicks:
-    """When the tokens of steps were there, by the step's id: of the latest ones, without a gap."""
+    """When the tokens of steps were there, in seconds, by the step's id: of the latest ones, without a gap."""
 
     def __init__(self) -> None:
         self._first = 0
-        self._ticks: list[tuple[float, int]] = []
+        self._ticks = array("d")
 
-    def add(self, step_id: int, ticks: Sequence[tuple[float, int]]) -> None:
+    def add(self, step_id: int, ticks: Sequence[float]) -> None:
         """Steps have ended, this one and those after it."""
         if step_id != self._first + len(self._ticks):
-            self._first, self._ticks = step_id, []
-        self._ticks += ticks
+            self._first, self._ticks = step_id, array("d")
+        self._ticks.extend(ticks)
 
-    def of(self, steps: range) -> list[tuple[float, int]]:
+    def of(self, steps: range) -> "array[float]":
         """Those of these steps."""
         return self._ticks[steps.start - self._first : steps.stop - self._first]

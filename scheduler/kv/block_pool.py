@@ -15,8 +15,7 @@ order, and within a layer all KV is written before any attention reads it, so wh
 What belongs here: ownership, content addresses. Never: requests, policy, tensors, time.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.eviction import Eviction, eviction_of
@@ -34,13 +33,6 @@ class IntegrityError(AssertionError):
     """The books of the pool or the scheduler contradict each other: a defect, never a user's fault."""
 
 
-@dataclass(slots=True)
-class _Block:
-    refs: int = 0
-    key: bytes | None = None
-    tokens: tuple[int, ...] = ()
-
-
 class BlockPool:
     """The blocks of one device.
 
@@ -56,6 +48,7 @@ class BlockPool:
     Attributes:
         evictions: contents evicted so far.
         evicted: the latest of them.
+        available: number of blocks that `allocate` can give now.
     """
 
     def __init__(
@@ -71,10 +64,13 @@ class BlockPool:
         self.block_size = block_size
         self.caching = caching
         self.evictions = 0
+        self.available = blocks
         self.evicted = GoneBlocks(blocks)
         self._journal: BlockJournal | None = None
         self.eviction = eviction_of("lru", blocks) if eviction is None else eviction
-        self._state = [_Block() for _ in range(blocks)]
+        self._refs = [0] * blocks  # owners of each
+        self._keys: list[bytes | None] = [None] * blocks
+        self._tokens: list[tuple[int, ...]] = [()] * blocks  # that it holds under its key
         self._index: dict[bytes, int] = {}
         self._unused = UnusedBlocks(blocks, self._index, self.eviction, choice)
 
@@ -89,11 +85,6 @@ class BlockPool:
     def cached(self) -> int:
         """Number of blocks without an owner whose content may be reused."""
         return self._unused.cached
-
-    @property
-    def available(self) -> int:
-        """Number of blocks that `allocate` can give now."""
-        return len(self._unused)
 
     @property
     def used(self) -> int:
@@ -121,25 +112,31 @@ class BlockPool:
         if count > self.available:
             raise OutOfBlocks(f"{count} blocks asked for, {self.available} available")
         taken = self._unused.take(count, after)
-        state, gone = self._state, 0
+        self.available -= count
+        refs, keys, gone = self._refs, self._keys, list[bytes]()
         for block_id in taken:
-            block = state[block_id]
-            block.refs = 1
-            if block.key is not None:
-                self.evicted.add(block.key)
-                self._forget(block_id)
-                gone += 1
-        self._unused.gave_up(gone)
-        self.evictions += gone
+            refs[block_id] = 1
+            key = keys[block_id]
+            if key is not None:
+                gone.append(key)
+                del self._index[key]
+                keys[block_id], self._tokens[block_id] = None, ()
+        if gone:
+            self._tell_removed(gone)
+            self.evicted.add(gone)
+            self._unused.gave_up(len(gone))
+            self.evictions += len(gone)
         return taken
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Add an owner to each of these blocks, which `match` has just returned, or to which nobody writes while it has others."""
+        refs, keys = self._refs, self._keys
         for block_id in block_ids:
-            block = self._state[block_id]
-            if block.refs == 0 and block.key is not None:
-                self._unused.pick_up(block.key)
-            block.refs += 1
+            key = keys[block_id]
+            if refs[block_id] == 0 and key is not None:
+                self._unused.pick_up(key)
+                self.available -= 1
+            refs[block_id] += 1
 
     def release(self, block_ids: Sequence[int]) -> None:
         """Remove an owner from each block of a table, given in the table's order.
@@ -150,17 +147,19 @@ class BlockPool:
         Raises:
             IntegrityError: a block has no owner.
         """
+        refs, keys = self._refs, self._keys
         released: list[int] = []
         for block_id in block_ids:
-            block = self._state[block_id]
-            if block.refs <= 0:
+            owners = refs[block_id] - 1
+            if owners < 0:
                 raise IntegrityError(f"block {block_id} released more often than taken")
-            block.refs -= 1
-            if not block.refs:
+            refs[block_id] = owners
+            if not owners:
                 released.append(block_id)
-        hashes = [self._state[block_id].key for block_id in released]
-        empty = [block_id for block_id, key in zip(released, hashes, strict=True) if key is None]
-        self._unused.put_back(released, empty, [key for key in hashes if key is not None])
+        kept = [key for block_id in released if (key := keys[block_id]) is not None]
+        empty = [block_id for block_id in released if keys[block_id] is None] if len(kept) < len(released) else []
+        self._unused.put_back(released, empty, kept)
+        self.available += len(released)
 
     # --- content ---
 
@@ -177,7 +176,7 @@ class BlockPool:
             if block_id is None:
                 break
             begin = index * self.block_size
-            if self._state[block_id].tokens != tuple(tokens[begin : begin + self.block_size]):
+            if self._tokens[block_id] != tuple(tokens[begin : begin + self.block_size]):
                 break
             found.append(block_id)
         return found
@@ -193,6 +192,10 @@ class BlockPool:
         """Whether some block holds this content."""
         return key in self._index
 
+    def lacks_all(self, keys: Set[bytes]) -> bool:
+        """Whether no block holds any of these contents."""
+        return self._index.keys().isdisjoint(keys)
+
     def holder(self, key: bytes) -> int | None:
         """The block that holds the content with this key, if any."""
         return self._index.get(key)
@@ -203,10 +206,10 @@ class BlockPool:
         Raises:
             IntegrityError: the block has no key.
         """
-        block = self._state[block_id]
-        if block.key is None:
+        key = self._keys[block_id]
+        if key is None:
             raise IntegrityError(f"block {block_id} has no key")
-        return BlockKey(block.key, block.tokens)
+        return BlockKey(key, self._tokens[block_id])
 
     def publish(self, block_id: int, key: bytes, tokens: Sequence[int], parent: bytes | None = None) -> None:
         """Give a full block that one sequence holds its key. The first block with a content wins; others stay private.
@@ -220,15 +223,29 @@ class BlockPool:
         Raises:
             IntegrityError: the block has a key already, or not exactly one owner.
         """
-        if not self.caching or key in self._index:
+        self.publish_all([block_id], [key], tokens, parent)
+
+    def publish_all(
+        self, block_ids: Sequence[int], keys: Sequence[bytes], tokens: Sequence[int], parent: bytes | None = None
+    ) -> None:
+        """`publish` blocks that follow each other: `tokens` are the ids in all of them, `parent` is the key of what precedes."""
+        if not self.caching:
             return
-        block = self._state[block_id]
-        if block.refs != 1 or block.key is not None:
-            raise IntegrityError(f"block {block_id} published with {block.refs} owners and key {block.key!r}")
-        block.key, block.tokens = key, tuple(tokens)
-        self._index[key] = block_id
-        if self._journal is not None:
-            self._journal.stored(DEVICE, key, len(block.tokens), parent)
+        index, refs, held, contents, size = self._index, self._refs, self._keys, self._tokens, self.block_size
+        begin = 0
+        for block_id, key in zip(block_ids, keys, strict=True):
+            if key not in index:
+                if refs[block_id] != 1 or held[block_id] is not None:
+                    raise IntegrityError(
+                        f"block {block_id} published with {refs[block_id]} owners and key {held[block_id]!r}"
+                    )
+                held[block_id] = key
+                contents[block_id] = tuple(tokens[begin : begin + size])
+                index[key] = block_id
+                if self._journal is not None:
+                    self._journal.stored(DEVICE, key, size, parent)
+            parent = key
+            begin += size
 
     def pin(self, keys: Sequence[bytes], until: float) -> int:
         """`Eviction.pin`, after handing lazily evicted contents back to the policy."""
@@ -237,15 +254,15 @@ class BlockPool:
 
     def in_use(self, block_id: int) -> bool:
         """Whether a sequence refers to the block."""
-        return self._state[block_id].refs > 0
+        return self._refs[block_id] > 0
 
     def shared(self, block_id: int) -> bool:
         """Whether more than one sequence refers to the block."""
-        return self._state[block_id].refs > 1
+        return self._refs[block_id] > 1
 
     def occupancy(self) -> bytearray:
         """For each block 0 if it is free, 1 if it is cached, 2 if it is used. One pass over all blocks."""
-        return bytearray([2 if block.refs else block.key is not None for block in self._state])
+        return bytearray([2 if refs else key is not None for refs, key in zip(self._refs, self._keys, strict=True)])
 
     def forget(self, block_ids: Iterable[int], copied: Collection[int] = ()) -> None:
         """Make the contents of these used blocks unfindable, as they are in doubt. Owners keep their blocks.
@@ -254,8 +271,9 @@ class BlockPool:
         it. Of the owners of a block that is being `copied`, one is not a reader.
         """
         for block_id in block_ids:
-            if self._state[block_id].refs <= 1 + (block_id in copied):
-                self._forget(block_id)
+            key = self._keys[block_id]
+            if key is not None and self._refs[block_id] <= 1 + (block_id in copied):
+                self._forget(block_id, key)
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Forget these contents where no sequence has them: they are to come from somewhere else."""
@@ -263,22 +281,24 @@ class BlockPool:
             block_id = self._index.get(key)
             if block_id is not None and not self.in_use(block_id):
                 self.share([block_id])
-                self._forget(block_id)
+                self._forget(block_id, key)
                 self.release([block_id])
 
     def drop_contents(self) -> None:
         """Forget every content: what the blocks hold is in doubt (a step failed). Owners keep their blocks."""
         self._unused.drop_contents()
-        for block_id in list(self._index.values()):
-            self._forget(block_id)
+        for key, block_id in list(self._index.items()):
+            self._forget(block_id, key)
 
-    def _forget(self, block_id: int) -> None:
-        block = self._state[block_id]
-        if block.key is not None:
-            del self._index[block.key]
-            if self._journal is not None:
-                self._journal.removed(DEVICE, block.key)
-        block.key, block.tokens = None, ()
+    def _forget(self, block_id: int, key: bytes) -> None:
+        del self._index[key]
+        self._keys[block_id], self._tokens[block_id] = None, ()
+        self._tell_removed((key,))
+
+    def _tell_removed(self, keys: Iterable[bytes]) -> None:
+        if self._journal is not None:
+            for key in keys:
+                self._journal.removed(DEVICE, key)
 
     def publish_to(self, journal: BlockJournal | None) -> None:
         """Tell the journal which contents are there, and from now on which come and go; None: tell nobody."""
@@ -286,7 +306,7 @@ class BlockPool:
         if journal is None:
             return
         for key, block_id in self._index.items():
-            journal.stored(DEVICE, key, len(self._state[block_id].tokens))
+            journal.stored(DEVICE, key, len(self._tokens[block_id]))
 
     # --- invariants ---
 
@@ -304,20 +324,23 @@ class BlockPool:
                 raise IntegrityError(f"a block appears twice in one table: {list(table)}")
             for block_id in table:
                 refs[block_id] += 1
-        for block_id, block in enumerate(self._state):
-            self._check_block(block_id, block, refs[block_id], copied=block_id in several)
-        if len(self._index) != sum(block.key is not None for block in self._state):
+        for block_id in range(self.blocks):
+            self._check_block(block_id, refs[block_id], copied=block_id in several)
+        if len(self._index) != sum(key is not None for key in self._keys):
             raise IntegrityError("the index and the keys of the blocks differ")
+        if self.available != len(self._unused):
+            raise IntegrityError(f"{self.available} blocks count as available, {len(self._unused)} are")
         try:
-            self._unused.check_integrity({each: self._state[each].key for each in range(self.blocks) if not refs[each]})
+            self._unused.check_integrity({each: self._keys[each] for each in range(self.blocks) if not refs[each]})
         except AssertionError as error:
             raise IntegrityError(*error.args) from error
 
-    def _check_block(self, block_id: int, block: _Block, refs: int, *, copied: bool) -> None:
-        if block.refs != refs:
-            raise IntegrityError(f"block {block_id} counts {block.refs} owners, {refs} tables hold it")
-        if block.key is None:
+    def _check_block(self, block_id: int, refs: int, *, copied: bool) -> None:
+        key = self._keys[block_id]
+        if self._refs[block_id] != refs:
+            raise IntegrityError(f"block {block_id} counts {self._refs[block_id]} owners, {refs} tables hold it")
+        if key is None:
             if refs > 1 and not copied:
                 raise IntegrityError(f"block {block_id} has no content and {refs} owners")
-        elif self._index.get(block.key) != block_id or len(block.tokens) != self.block_size:
+        elif self._index.get(key) != block_id or len(self._tokens[block_id]) != self.block_size:
             raise IntegrityError(f"block {block_id} has a key that the index does not lead to")

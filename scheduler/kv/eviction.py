@@ -36,6 +36,9 @@ class EvictionPolicy(Protocol):
     def victim(self) -> bytes:
         """Take out the key whose content is evicted now. Raises KeyError if there is none."""
 
+    def victims(self, count: int) -> list[bytes]:
+        """Take out so many, in their order; there must be as many."""
+
     def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents, of which the first `hits` were found. Called once per request."""
 
@@ -74,6 +77,11 @@ class Lru:
     def victim(self) -> bytes:
         """Take out the key whose content goes now."""
         return self._policy.popitem(last=False)[0]
+
+    def victims(self, count: int) -> list[bytes]:
+        """Take out those that go now."""
+        pop = self._policy.popitem
+        return [pop(False)[0] for _ in range(count)]
 
     def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """Nothing is learned from it: only use counts."""
@@ -144,9 +152,14 @@ class Eviction:
 
     def victim(self) -> bytes:
         """Take out the key whose content goes now."""
-        if not len(self._policy) and self._kept:
-            return self._kept.popitem(last=False)[0]
-        return self._policy.victim()
+        return self.victims(1)[0]
+
+    def victims(self, count: int) -> list[bytes]:
+        """Take out those that go now; pinned ones only after all others."""
+        unpinned = len(self._policy)
+        if count <= unpinned or not self._kept:
+            return self._policy.victims(count)
+        return self._policy.victims(unpinned) + [self._kept.popitem(last=False)[0] for _ in range(count - unpinned)]
 
     def on_lookup(self, keys: Sequence[bytes], hits: int) -> None:
         """A new request can use these contents."""

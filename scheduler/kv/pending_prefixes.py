@@ -5,7 +5,7 @@ This never deadlocks: whoever computes a pending prefix is running and waits for
 it has not computed is no longer pending.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 
 from scheduler.kv.block_pool import IntegrityError
 
@@ -38,6 +38,10 @@ class PendingPrefixes:
     def holds(self, key: bytes) -> bool:
         """Whether a request is about to compute this content."""
         return key in self._maker
+
+    def lacks_all(self, keys: Set[bytes]) -> bool:
+        """Whether no request is about to compute any of these contents."""
+        return self._maker.keys().isdisjoint(keys)
 
     def maker(self, key: bytes) -> str:
         """Id of the request that is about to compute this content; empty if none is."""

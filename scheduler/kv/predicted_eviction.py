@@ -87,6 +87,10 @@ class Predicted:
         self.remove(key)
         return key
 
+    def victims(self, count: int) -> list[bytes]:
+        """Take out those that go now."""
+        return [self.victim() for _ in range(count)]
+
     def clear(self) -> None:
         """All keys are gone."""
         self._going = None

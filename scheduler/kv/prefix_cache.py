@@ -4,6 +4,7 @@ Contents are in the pool's blocks; `PendingPrefixes` knows those that a running 
 which content a request may use or offer. Never: who runs, how many blocks are left.
 """
 
+from collections.abc import Set
 from itertools import islice
 
 from scheduler.kv.block_pool import BlockPool
@@ -38,6 +39,14 @@ class PrefixCache:
         key = request.block_hashes[0]
         return request.awaits is None and not self._pool.resident(key) and not self.pending.holds(key)
 
+    def first_key(self, request: Request) -> bytes | None:
+        """Key of the request's first block; None if it has none to look for."""
+        return request.block_hashes[0] if request.block_hashes or self._usable(request) else None
+
+    def are_cold(self, keys: Set[bytes]) -> bool:
+        """Whether none of these is resident or about to be computed."""
+        return self._pool.lacks_all(keys) and self.pending.lacks_all(keys)
+
     def awaits_pending(self, request: Request) -> bool:
         """Whether another request is about to compute the first block that this one lacks."""
         if request.awaits is not None and self.pending.holds(request.awaits):
@@ -65,13 +74,12 @@ class PrefixCache:
             return False
         full = min(request.computed, len(request.tokens)) // size
         request.extend_hashes(size)
-        first, hashes, tokens = request.published, request.block_hashes, request.tokens
-        parent = hashes[first - 1] if first else request.root
-        for index in range(first, full):
-            key, begin = hashes[index], index * size
-            self._pool.publish(request.block_table[index], key, tokens[begin : begin + size], parent)
-            parent = key
-        self.pending.resolve(hashes[first:full])
+        first, hashes = request.published, request.block_hashes
+        fresh, parent = hashes[first:full], hashes[first - 1] if first else request.root
+        self._pool.publish_all(
+            request.block_table[first:full], fresh, request.tokens[first * size : full * size], parent
+        )
+        self.pending.resolve(fresh)
         request.published = full
         return True
 
@@ -100,8 +108,14 @@ class PrefixCache:
 
     def _usable(self, request: Request) -> int:
         """How many of the request's leading blocks may be shared; their keys are there."""
-        if not self._pool.caching or not request.reads_cache:
+        tokens = len(request.tokens)
+        of, usable = request.usable
+        if of == tokens:
+            return usable
+        if not self._pool.caching or not request.reads_cache:  # which may change
             return 0
-        if len(request.block_hashes) < len(request.tokens) // self.block_size:
+        if len(request.block_hashes) < tokens // self.block_size:
             request.extend_hashes(self.block_size)
-        return (len(request.tokens) - 1) // self.block_size
+        usable = (tokens - 1) // self.block_size
+        request.usable = (tokens, usable)
+        return usable

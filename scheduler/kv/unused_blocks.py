@@ -68,10 +68,10 @@ class UnusedBlocks:
     def _evict(self, count: int) -> list[int]:
         """Evict as many blocks as `count` exceeds the open ones, in the policy's order; pinned contents only if need be."""
         lacking = max(min(count - self._free.open, self.eviction.unpinned), count - len(self._free))
-        holders, victim = self._holders, self.eviction.victim
-        evicted = sorted([holders[victim()] for _ in range(lacking)])
-        self._lazy += len(evicted)
-        return evicted
+        if lacking <= 0:
+            return []
+        self._lazy += lacking
+        return sorted(map(self._holders.__getitem__, self.eviction.victims(lacking)))
 
     def _evict_ahead(self, count: int) -> None:
         """Evict enough to choose `count` blocks and their tail from; pinned contents only if there is no other way."""
@@ -81,7 +81,7 @@ class UnusedBlocks:
             lacking = 0
         needed = max(min(lacking, self.eviction.unpinned), count - len(self._free))
         if needed > 0:
-            self._free.add([self._holders[self.eviction.victim()] for _ in range(needed)])
+            self._free.add(map(self._holders.__getitem__, self.eviction.victims(needed)))
             self._lazy += needed
 
     def pick_up(self, key: bytes) -> None:

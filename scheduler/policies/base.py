@@ -45,6 +45,9 @@ class SchedulingPolicy:
 
     def __init__(self, *, groups: bool = True) -> None:
         self.groups = groups
+        # The first of the queue, which cannot push out any that runs: it still cannot while nobody starts, since those that run
+        # only end, or become more urgent.
+        self._stable: tuple[Request, int] | None = None
 
     def make_queue(self, lookahead: int, cache: PrefixCache) -> WaitingQueue:
         """An empty waiting queue for one scheduler. The first `lookahead` of a lane may pass each other for a resident prefix."""
@@ -62,6 +65,7 @@ class SchedulingPolicy:
 
     def on_dequeue(self, request: Request) -> None:
         """The request leaves the queue: it starts to run, or it ended there."""
+        self._stable = None
 
     def on_tokens(self, request: Request, begin: int, end: int) -> None:
         """Tokens `[begin, end)` of the request are planned, for the first time."""
@@ -104,9 +108,16 @@ class SchedulingPolicy:
         first = waiting.first()
         if first is None:
             return True
-        if waiting.reordered or any(map(_own_priority, running)):
+        if waiting.reordered:
             return False
-        return max(map(_priority, running), default=first.priority) <= first.priority
+        seen = first, first.priority
+        if seen != self._stable:
+            if any(map(_own_priority, running)):
+                return False
+            if max(map(_priority, running), default=first.priority) > first.priority:
+                return False
+            self._stable = seen
+        return True
 
 
 def yields(request: Request, needy: Request) -> int:

@@ -96,6 +96,7 @@ class FairPolicy(SchedulingPolicy):
 
     def on_dequeue(self, request: Request) -> None:
         """Keep the tenant's counter: newcomers to an empty queue are lifted to it."""
+        super().on_dequeue(request)
         self._last = self.counters[request.tenant]
 
     def on_tokens(self, request: Request, begin: int, end: int) -> None:

@@ -11,7 +11,7 @@ passed, so nobody starves. (Global prefix sharing is from BatchLLM, section 4; o
 What belongs here: places in the queue. Never: which lane is next, what fits.
 """
 
-from bisect import insort
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -20,6 +20,7 @@ from math import inf
 from scheduler.types.request import Request
 
 MAX_PASSES = 8
+SCAN = 64  # waiting requests looked at in one plan; bounds the planning time when thousands wait
 
 Warm = Callable[[Request], bool]  # whether much of the request's prompt is resident
 
@@ -30,6 +31,22 @@ def _place(request: Request) -> tuple[int, int]:
 
 def _own_order(request: Request) -> tuple[int, int]:
     return request.own_priority, request.arrival
+
+
+class Line(Iterator[Request]):
+    """The requests of a lane in the order in which they are to be tried.
+
+    Attributes:
+        front: the first `SCAN` of them in the order of their places, and the same list as long as they are the same; None if others
+            may pass these.
+    """
+
+    def __init__(self, order: Iterator[Request], front: list[Request] | None) -> None:
+        self._order = order
+        self.front = front
+
+    def __next__(self) -> Request:
+        return next(self._order)
 
 
 class WaitingQueue:
@@ -48,6 +65,7 @@ class WaitingQueue:
         self._lanes: dict[str, list[Request]] = {}
         self._lane_of = lane_of
         self._lookahead = lookahead
+        self._fronts: dict[str, list[Request]] = {}  # of lanes, as far as somebody has asked and nothing has changed
         self._count = 0
         self._urgent = Counter[str]()  # for each tenant: how many of its waiting requests have a priority of their own
         self.patience = inf
@@ -78,8 +96,12 @@ class WaitingQueue:
 
     def add(self, request: Request) -> None:
         """Put a request in its place by priority and arrival."""
-        lane = self._lanes.setdefault(self._lane_of(request), [])
-        insort(lane, request, key=_place)
+        name = self._lane_of(request)
+        lane = self._lanes.setdefault(name, [])
+        place = bisect_right(lane, _place(request), key=_place)
+        lane.insert(place, request)
+        if place < SCAN:
+            self._fronts.pop(name, None)
         self._count += 1
         if request.own_priority:
             self._urgent[request.tenant] += 1
@@ -97,6 +119,7 @@ class WaitingQueue:
         for request, place in zip(sorted(peers, key=_own_order), places, strict=True):
             request.place = place
         lane.sort(key=_place)
+        self._fronts.clear()
 
     def _stays(self, request: Request) -> bool:
         return request.overdue or self.now - request.waits_since >= self.patience
@@ -105,6 +128,7 @@ class WaitingQueue:
         """Take a request out, wherever it stands."""
         lane = self._lane_of(request)
         self._lanes[lane].remove(request)
+        self._fronts.pop(lane, None)
         if not self._lanes[lane]:
             del self._lanes[lane]
         self._count -= 1
@@ -122,9 +146,18 @@ class WaitingQueue:
 
     def admission_order(self, lane: str, warm: Warm) -> Iterator[Request]:
         """The requests of a lane in the order in which they are to be tried; the queue may change meanwhile."""
+        return Line(self._in_order(lane, warm), self._front(lane) if self._lookahead <= SCAN else None)
+
+    def _in_order(self, lane: str, warm: Warm) -> Iterator[Request]:
         requests = list(self._lanes.get(lane, ()))
         yield from together(islice(requests, self._lookahead), warm)
         yield from islice(requests, self._lookahead, None)
+
+    def _front(self, lane: str) -> list[Request]:
+        front = self._fronts.get(lane)
+        if front is None:
+            front = self._fronts[lane] = self._lanes.get(lane, [])[:SCAN]
+        return front
 
 
 def together(requests: Iterable[Request], warm: Warm) -> Iterator[Request]:

@@ -5,7 +5,8 @@ What a plan and a result change of a *steady* sequence is the same in each step,
 
     joins     after a plan in which it decodes, if that was not its last step but one
     takes     a block, in the plan that lacks one: at once, in its place among the other decodes
-    fills     a block, which gets its key with the step's results: likewise
+    fills     a block, which gets its key with the step's results: likewise. Where its caller gave its names, nobody else asks for
+              what its answer fills, and blocks get their keys when somebody looks
     leaves    before the plan of its last step, and whenever a plan might treat it differently. Its rows in steps without results
               become chunks again, so from there on it is a request like any other
 
@@ -63,13 +64,7 @@ class _Row:
     planned: int  # the newest step that `computed` and `in_flight` count
     absorbed: int  # the newest step whose token is in `tokens`; `joined` at first
     last: int  # in which it decodes
-    takes: int  # whose plan lacks a block
     fills: int  # whose token fills one
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Among the decodes of a step."""
-        return _place(self.request)
 
 
 class SteadyDecodes:
@@ -108,11 +103,11 @@ class SteadyDecodes:
         return Step(step_id=step_id, chunks=[]) if self._sampled is None else SteadyStep(step_id=step_id, chunks=[])
 
     def plan(self, step: Step) -> list[Request]:
-        """The steady sequences get their rows. Returns those that lack a block for them, settled, by their places."""
+        """The steady sequences get their rows. Returns those that lack a block for them, by their places."""
         if not self._rows:
             return []
         assert isinstance(step, SteadyStep)
-        if self._may_differ():
+        if self._may_differ(len(self._taking.get(step.step_id, ())) + len(self._table.moving)):
             self.dissolve()
             return []
         return self._plan(step)
@@ -135,12 +130,12 @@ class SteadyDecodes:
         if step.rows:
             self._open.append(step)
         joins = [request for request in decodes if self._is_steady(request)]
-        if joins and not self._may_differ():
+        if joins and not self._may_differ(0):
             for request in joins:
                 self._join(request, step.step_id)
 
-    def _may_differ(self) -> bool:
-        """Whether a plan might give one of the decodes no row, or its blocks to another request."""
+    def _may_differ(self, blocks: int) -> bool:
+        """Whether a plan might give one of the decodes no row, or its blocks to another request, if they lack at most so many."""
         running, config = len(self._table.running), self._config
         return (
             self._policy.weighs_decodes
@@ -149,7 +144,7 @@ class SteadyDecodes:
             or config.priority_aging > 0
             or self._table.idle_open > 0
             or running > decode_room(config.max_step_tokens, prompts=True)
-            or self._pool.available < running
+            or self._pool.available < blocks
         )
 
     def _is_steady(self, request: Request) -> bool:
@@ -166,30 +161,31 @@ class SteadyDecodes:
             planned=step_id,
             absorbed=step_id,
             last=step_id + request.output_limit - request.output_tokens,
-            takes=step_id + 1 + len(request.block_table) * size - request.computed,
             fills=step_id + size - request.known % size,
         )
         self._rows[request.request_id] = row
         del self._table.moving[request.request_id]
         self._keys += request.computed
         heappush(self._ending, (row.last, request.arrival, row))
-        self._taking.setdefault(row.takes, []).append(row)
-        if self._pool.caching:
+        takes = step_id + 1 + len(request.block_table) * size - request.computed  # the step whose plan lacks a block
+        self._taking.setdefault(takes, []).append(row)
+        if self._pool.caching and not request.names:
             self._filling.setdefault(row.fills, []).append(row)
 
     def _stays(self, row: _Row) -> bool:
         return self._rows.get(row.request.request_id) is row
 
     def _due(self, rows: Iterable[_Row]) -> list[_Row]:
-        return sorted((row for row in rows if self._stays(row)), key=lambda row: row.place)
+        due = [row for row in rows if self._stays(row)]
+        return sorted(due, key=_place_of) if len(due) > 1 else due
 
     def _lacking(self, step_id: int) -> list[Request]:
         """Those that lack a block in this plan. They will have it, and lack the next one as many steps later as it has tokens."""
-        due = self._due(self._taking.pop(step_id, ()))
-        for row in due:
-            self._settle(row)
-            row.takes += self._pool.block_size
-            self._taking.setdefault(row.takes, []).append(row)
+        taking = self._taking.pop(step_id, None)
+        if taking is None:
+            return []
+        due, following = self._due(taking), step_id + self._pool.block_size
+        self._taking.setdefault(following, []).extend(due)
         return [row.request for row in due]
 
     # --- results ---
@@ -222,7 +218,7 @@ class SteadyDecodes:
         if chunk.phase is not ChunkPhase.DECODE:
             return True
         request = self._table.open.get(chunk.request_id)
-        return request is not None and row.place < _place(request)
+        return request is not None and _place_of(row) < _place(request)
 
     def _fill(self, row: _Row) -> None:
         self._settle(row)
@@ -236,7 +232,12 @@ class SteadyDecodes:
     def settle(self) -> None:
         """Bring all of them up to date."""
         for row in self._rows.values():
-            self._settle(row)
+            self._catch_up(row)
+
+    def _catch_up(self, row: _Row) -> None:
+        self._settle(row)
+        if row.request.names and self._cache.publish(row.request):
+            self._chunks.published_by.add(row.request.request_id)
 
     def _settle(self, row: _Row) -> None:
         request, steps, results = row.request, self._planned - row.planned, self._absorbed - row.absorbed
@@ -267,7 +268,7 @@ class SteadyDecodes:
             self._leave(row)
 
     def _leave(self, row: _Row) -> None:
-        self._settle(row)
+        self._catch_up(row)
         request = row.request
         del self._rows[request.request_id]
         self._table.moving[request.request_id] = request
@@ -306,7 +307,8 @@ class SteadyDecodes:
         if not isinstance(planned, SteadyStep) or planned.chunks or planned.new or planned.rows != len(rows):
             return 0
         could_admit = bool(table.waiting) and len(table.running) < self._config.max_running
-        if table.moving or could_admit or self._may_differ() or not self._is_stable():
+        # Each takes at most one in as many steps as a block has tokens.
+        if table.moving or could_admit or self._may_differ(len(rows)) or not self._is_stable():
             return 0
         while self._ending and not self._stays(self._ending[0][2]):
             heappop(self._ending)
@@ -336,6 +338,11 @@ class SteadyDecodes:
             step = following
         self._stats.steps += steps
         return step
+
+
+def _place_of(row: _Row) -> tuple[int, int]:
+    """Among the decodes of a step."""
+    return _place(row.request)
 
 
 def _place(request: Request) -> tuple[int, int]:

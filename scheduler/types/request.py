@@ -8,7 +8,7 @@ There is no prefill phase and no decode phase. `computed` (tokens whose KV is re
     block_table   |  32  |  32  |  32  |  32  |  32  |                    covers at least `computed`
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
@@ -81,7 +81,9 @@ class Request:
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the leading full blocks of `tokens`
+    names: Sequence[bytes] = ()  # hashes of leading blocks, also of ones yet to come, in case the caller knows them
     published: int = 0  # leading blocks of the table that were offered to the content index
+    usable: tuple[int, int] = (-1, 0)  # of so many tokens, how many leading blocks may be shared
     offered: int = 0  # leading blocks that were offered to the tiers below while it runs
     high_water: int = 0  # most tokens ever computed: what lies below and is planned again is recomputation
     preemptions: int = 0
@@ -211,8 +213,10 @@ class Request:
         return fresh
 
     def extend_hashes(self, block_size: int) -> None:
-        """Compute the hashes of blocks that have become full of known tokens."""
+        """The hashes of blocks that have become full of known tokens."""
         hashes, tokens = self.block_hashes, self.tokens
+        if self.names:
+            hashes += self.names[len(hashes) : len(tokens) // block_size]
         parent = hashes[-1] if hashes else self.root
         for begin in range(len(hashes) * block_size, len(tokens) - block_size + 1, block_size):
             parent = block_hash(parent, tokens[begin : begin + block_size])

@@ -93,7 +93,7 @@ def test_squares_of_several_blocks_add_up(seed, blocks, most):
 
 
 def _has_content(pool, block):
-    return pool._state[block].key is not None
+    return pool._keys[block] is not None
 
 
 @pytest.mark.parametrize("nested", [False, True])

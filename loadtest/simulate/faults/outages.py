@@ -81,7 +81,7 @@ class Outages:
                 record.error, record.detail = ErrorClass.STREAM, f"{_DEATHS} replicas died while they computed it"
                 continue
             self.replayed[record.index] = record
-            answered = [orphan.token] * len(record.tokens)
+            answered = [orphan.text.token] * len(record.tokens)
             message = replace(orphan.message, generated_ids=answered, hand_over=False)
             anew = self._computed_again if answered else lambda _: None
             self._waiting.append(replace(orphan, message=message, given=None, anew=anew))

@@ -124,8 +124,8 @@ def test_windows_are_those_of_a_replay(trace, tmp_path):
 def test_what_is_longer_than_the_context_is_a_column_and_no_miss(trace, tmp_path, capsys, monkeypatch):
     rows = trace.read_text() + "\r\n2023-11-16 18:16:00.0,999999999,5"
     trace.write_text(rows)
-    given, prompt = [], Content.prompt
-    monkeypatch.setattr(Content, "prompt", lambda self, each: given.append(each.prompt_tokens) or prompt(self, each))
+    given, text = [], Content.text
+    monkeypatch.setattr(Content, "text", lambda self, each: given.append(each.prompt_tokens) or text(self, each))
     flags = ["--context", "500", "--slo", "e2e=3600s", "--output", str(tmp_path)]
     assert cli.main([str(trace), *SERVER, *flags]) == 0
     assert max(given) < 500, "ids of a billion tokens would take 8 GB"

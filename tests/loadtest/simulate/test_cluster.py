@@ -4,6 +4,8 @@ import random
 from dataclasses import asdict
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.cluster import Cluster, ServerShape
@@ -56,6 +58,46 @@ def test_fast_forward_changes_nothing(seed, shape):
     assert [asdict(record) for record in again] == [asdict(record) for record in records]
     assert stats_again == stats
     assert sorted(skipped) == sorted(plain)
+
+
+@st.composite
+def loads(draw: st.DrawFn) -> list[Planned]:
+    """Bursts and quiet times; texts of sessions, of parts, and of their own; classes that come first."""
+    found, at = [], 0.0
+    for index in range(draw(st.integers(1, 25))):
+        at += draw(st.sampled_from((0.0, 0.0, 0.004, 0.05, 1.0)))
+        more: dict[str, object] = {"priority": draw(st.sampled_from((0, 0, 0, 1)))}
+        length = draw(st.integers(1, 400))
+        match draw(st.sampled_from(("own", "session", "blocks"))):
+            case "session":
+                more["session"] = draw(st.sampled_from("ab"))
+            case "blocks":
+                many = draw(st.integers(1, 9))
+                length = 48 * many - draw(st.integers(0, 40))
+                more |= {"blocks": tuple(draw(st.integers(0, 1)) for _ in range(many)), "block_tokens": 48}
+        found.append(planned(index, at, length, draw(st.integers(1, 90)), **more))
+    return found
+
+
+@settings(max_examples=drawn(25))
+@given(
+    loads(),
+    st.integers(1, 2),
+    st.sampled_from(
+        (
+            {},
+            {"max_running": 3},
+            {"kv_blocks": 40, "context": 700},
+            {"max_step_tokens": 40, "max_running": 12},
+            {"max_waiting": 3, "max_running": 2},
+        )
+    ),
+)
+def test_any_load_is_played_as_step_by_step(requests, replicas, shape):
+    records, stats = simulate(requests, replicas=replicas, fast_forward=False, **shape)
+    again, stats_again = simulate(requests, replicas=replicas, **shape)
+    assert [asdict(record) for record in again] == [asdict(record) for record in records]
+    assert stats_again == stats
 
 
 def test_stretches_are_skipped():

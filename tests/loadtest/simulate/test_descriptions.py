@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from loadtest.report.records import LoadRun, RequestRecord
 from loadtest.search import Attained, RateSearch
 from loadtest.simulate import specs
-from loadtest.simulate.content import Content
 from loadtest.simulate.cost import STEP_COSTS, CostModel, Work
 from loadtest.simulate.policy import PolicyOutcome, header
 from loadtest.simulate.specs import Costs, SpecError, load_costs, load_hardware, load_model, write_costs
-from loadtest.workload.plan import Planned
 
 COUNTS = st.integers(0, 10**5)
 WORK = st.builds(Work, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS)
@@ -71,42 +69,6 @@ def test_the_time_is_linear_in_the_constants(work):
     features = MODEL.features(work)
     summed = sum(getattr(MODEL.costs, name) * feature for name, feature in zip(STEP_COSTS, features, strict=True))
     assert MODEL.seconds(work) == pytest.approx(summed + MODEL.fixed_seconds(work))
-
-
-PROMPTS = st.lists(
-    st.one_of(
-        st.tuples(st.just("session"), st.sampled_from("ab"), st.integers(1, 20)),
-        st.tuples(st.just("prompt"), st.sampled_from(["x" * 9, "y" * 50]), st.just(0)),
-        st.tuples(st.just("own"), st.just(""), st.integers(1, 20)),
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-@given(PROMPTS)
-def test_ids_are_equal_exactly_where_the_text_is(drawn):
-    content, answers, seen = Content(), [], {}
-    for index, (kind, name, length) in enumerate(drawn):
-        more = {} if kind == "own" else {kind: name}
-        ids, answer = content.prompt(Planned(index=index, intended=0.0, prompt_tokens=length, output_tokens=1, **more))
-        assert len(ids) == (length or len(name) // 4) and len(set(ids)) == 1
-        assert seen.setdefault((kind, name, index if kind == "own" else 0), ids[0]) == ids[0]
-        answers.append(answer)
-    assert len(set(seen.values())) == len(seen) and len(set(answers)) == len(answers)
-
-
-def blocks(*ids):
-    return Planned(
-        index=0, intended=0.0, prompt_tokens=4 * len(ids) - 1, output_tokens=1, blocks=ids, block_tokens=4, line=7
-    )
-
-
-def test_block_ids_are_repeated_and_the_last_may_be_shorter():
-    assert Content().prompt(blocks(3, 5))[0] == [3, 3, 3, 3, 5, 5, 5]
-    for bad in (-1, 1 << 31):
-        with pytest.raises(ValueError, match=f"line 7: block id {bad}"):
-            Content().prompt(blocks(0, bad))
 
 
 def test_a_setting_without_answers_keeps_its_columns():

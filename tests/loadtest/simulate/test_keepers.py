@@ -4,6 +4,7 @@ import pytest
 
 from loadtest.simulate import cli
 from loadtest.simulate.cluster import Cluster, Machines, RolePool, ServerShape
+from loadtest.simulate.content import Content
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.faults.failure import parse_failure
 from loadtest.simulate.keepers.keepers import KeeperShape
@@ -12,7 +13,6 @@ from loadtest.simulate.specs import load_hardware, load_model
 from loadtest.workload.plan import Planned
 from scheduler.router.policies import make_router
 from scheduler.router.view import Role
-from scheduler.types.block_hash import block_names, root_hash
 from scheduler.types.messages import AddRequest
 from scheduler.types.sampling_params import SamplingParams
 
@@ -122,9 +122,9 @@ def test_a_router_sees_what_is_in_keepers():
     machines = Machines(replicas=2, keeper=keeper)
     cluster = Cluster(COST, ServerShape(kv_blocks=400), make_router("prefix-aware"), 4, machines=machines)
     cluster.run(turns(1, PROMPT))
-    again = AddRequest(request_id="again", prompt_ids=[0] * 32 + [1] * 33, sampling=SamplingParams(max_tokens=1))
-    names = block_names(root_hash(COST.model.name), again.prompt_ids, 32)
-    views = [replica.view(again, names, 9.0) for replica in cluster.replicas]
+    text = Content(32).text(planned(9, 9.0, (0, 1, 7)))
+    again = AddRequest(request_id="again", prompt_ids=text.prompt, sampling=SamplingParams(max_tokens=1))
+    views = [replica.view(again, text.prompt_names, 9.0) for replica in cluster.replicas]
     assert sorted((view.cached_tokens, view.tier_tokens) for view in views) == [(0, 0), (0, 0), (0, 64), (64, 0)]
 
 

@@ -77,7 +77,7 @@ def test_integrity_check_sees_what_is_wrong():
     for wrong in ([], [table, table], [[0, 0]], [[0, 1, 2]]):
         with pytest.raises(IntegrityError):
             pool.check_integrity(wrong)
-    pool._state[1].tokens = ()
+    pool._tokens[1] = ()
     with pytest.raises(IntegrityError):
         pool.check_integrity([table])
 

@@ -124,6 +124,79 @@ def test_rows_without_chunks_change_nothing(seed, scheduling):
     assert number > 5 and (carrying.rows > 0) == (scheduling != "fair")
 
 
+def own_names(number: int, prompt: int, output: int, size: int) -> list[bytes]:
+    """Of a text that nobody else has."""
+    return [b"%d:%d" % (number, place) for place in range((prompt + output) // size)]
+
+
+def in_any_order(run: Run) -> object:
+    """The state, in which blocks of answers may have got their keys in another order."""
+    *rest, pool, ended = run.state()  # type: ignore[misc]
+    assert [name for name, _ in pool].count("_index") == 1
+    return rest, [(name, _unordered(name, value)) for name, value in pool], ended
+
+
+def _unordered(name: str, value: list[object]) -> object:
+    """The pool's index, and what its unused blocks see of it, without an order."""
+    if name == "_unused":
+        return [(inner, _unordered(inner, each)) for inner, each in value]  # type: ignore[misc]
+    return sorted(value, key=repr) if name in ("_index", "_holders") else value
+
+
+@pytest.mark.parametrize("scheduling", ["priority", "throughput"])
+@pytest.mark.parametrize("seed", range(drawn(6)))
+def test_blocks_whose_names_are_given_are_named_when_somebody_looks(seed, scheduling):
+    """The same books, whether names are given or not, and carried or not."""
+    rng = random.Random(seed)
+    size = rng.choice((4, 8))
+    config = SchedulerConfig(
+        context=100,
+        eos_token_ids=frozenset(),
+        fingerprint="named",
+        max_step_tokens=rng.choice((12, 32)),
+        max_running=rng.choice((3, 8)),
+        scheduling=scheduling,
+    )
+    blocks = rng.choice((26, 60))
+    carrying, plain = (Run(config, BlockPool(blocks, size), carries=each) for each in (True, False))
+    number = 0
+    for _ in range(150):
+        while rng.random() < 0.15:
+            prompt, output = rng.randint(1, 60), rng.randint(1, 40)
+            sampling = SamplingParams(max_tokens=output, ignore_eos=True)
+            newcomer = AddRequest(request_id=str(number), prompt_ids=[10**4 + number] * prompt, sampling=sampling)
+            for run in (carrying, plain):
+                run.scheduler.add(newcomer, 0.0, own_names(number, prompt, output, size))
+            number += 1
+        if plain.scheduler.idle:
+            carrying.planned = plain.planned = None
+            continue
+        step, same = carrying.round(), plain.round()
+        assert (step.step_id, step.tokens, carrying.work) == (same.step_id, same.tokens, plain.work)
+        if rng.random() < 0.3:
+            assert in_any_order(carrying) == in_any_order(plain)
+    assert in_any_order(carrying) == in_any_order(plain)
+    assert carrying.rows > 0 and number > 5
+
+
+def test_given_names_are_those_of_blocks():
+    scheduler = Scheduler(SchedulerConfig(context=100, eos_token_ids=frozenset(), fingerprint="n"), BlockPool(64, 4))
+    sampling = SamplingParams(max_tokens=20, ignore_eos=True)
+    names = own_names(0, 10, 20, 4)
+    scheduler.add(AddRequest(request_id="0", prompt_ids=[7] * 10, sampling=sampling), 0.0, names)
+    run = Run.__new__(Run)
+    run.scheduler, run.planned, run.rows, run.ended = scheduler, None, 0, []
+    for _ in range(9):
+        run.round()
+    request = scheduler._table.open["0"]
+    full = len(request.tokens) // 4
+    assert full > 3 and request.block_hashes == names[:full] and scheduler.pool.resident(names[full - 1])
+    scheduler.add(AddRequest(request_id="1", prompt_ids=[7] * 10, sampling=sampling), 0.0, names[:1])
+    second = scheduler._table.open["1"]
+    second.extend_hashes(4)
+    assert second.block_hashes[0] == names[0] and second.block_hashes[1] not in names, "what is not given is computed"
+
+
 def test_most_rows_of_most_steps_have_no_chunk():
     config = SchedulerConfig(context=400, eos_token_ids=frozenset(), fingerprint="steady")
     run = Run(config, BlockPool(200, 16), carries=True)
