@@ -18,6 +18,7 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import step_limits
 from engine.gpu.backend import USUAL_STEP
+from engine.gpu.graph_policy import GraphShape
 from engine.gpu.loader import GpuLoader, rank_device
 from engine.gpu.worker import GpuWorker, PendingStep
 from engine.ipc.child import add_arguments, watch_parent
@@ -41,8 +42,8 @@ def follow(worker: GpuWorker, commands: RankCommandReceiver) -> None:
                 submitted.append(worker.submit(step))
                 if len(submitted) == worker.depth:
                     submitted.popleft().result()
-            case Record(rows=rows):
-                worker.record(rows)
+            case Record(kind=kind, rows=rows):
+                worker.record(GraphShape(kind, rows))
             case Warmup():
                 worker.warm_up()
             case _:

@@ -229,25 +229,54 @@ def table() -> list[str]:
     return lines
 
 
+def chunk_launches(layers: int, *, singles: bool, split: bool = False) -> int:
+    """Launches of a step with chunks that runs kernel by kernel, tokens drawn greedily: beside those of a forward pass, the inputs'
+    copy and their conversion, the logits, two of the sampler. Of chunks that are split, a list's copy and counts."""
+    forward = 1 + singles + layers * (9 + singles) + 1
+    return 2 + forward + 3 + 2 * split
+
+
+# On a graph, whatever the step: the inputs' copy, five that fill in ids, the graph, the logits, two of the sampler.
+GRAPH_LAUNCHES = 10
+
+
+def chunk_table() -> list[str]:
+    """Rows of the page's table of steps with chunks (docs/gpu.md)."""
+    lines = [
+        "| step | launches, kernel by kernel | on a graph |",
+        "| :--- | ---: | ---: |",
+    ]
+    for said, singles, split in (
+        ("a prompt's chunk", False, False),
+        ("single tokens and chunks", True, False),
+        ("single tokens and chunks, one of few rows on 4,096 keys or more", True, True),
+    ):
+        launches = chunk_launches(LLAMA_3_8B.layers, singles=singles, split=split)
+        lines.append(f"| {said} | {launches} | {GRAPH_LAUNCHES} |")
+    return lines
+
+
 def updated(page: str) -> str:
-    """A page with this table in the place of the one that it has.
+    """A page with these tables in the place of those that it has.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it lacks one.
     """
-    lines, fresh = page.splitlines(), table()
-    start = lines.index(fresh[0])
-    stop = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
-    return "\n".join([*lines[:start], *fresh, *lines[stop:], ""])
+    lines = page.splitlines()
+    for fresh in (table(), chunk_table()):
+        start = lines.index(fresh[0])
+        stop = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
+        lines[start:stop] = fresh
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
-    """Print the table, or bring a page up to date."""
+    """Print the tables, or bring a page up to date."""
     parser = argparse.ArgumentParser(prog="python -m engine.bench.counted", description=__doc__)
-    parser.add_argument("--into", type=Path, help="a page: its table is replaced")
+    parser.add_argument("--into", type=Path, help="a page: its tables are replaced")
     arguments = parser.parse_args()
     if arguments.into is None:
-        print("\n".join(table()))
+        print("\n".join([*table(), "", *chunk_table()]))
     else:
         arguments.into.write_text(updated(arguments.into.read_text()))
     return 0

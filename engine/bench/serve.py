@@ -19,7 +19,7 @@ import torch
 
 from configs.model.config import ModelConfig
 from engine.bench.steps import BLOCK, LLAMA_3_8B, random_weights
-from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graph_policy import GraphPlan, chunk_row_steps
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.worker import GpuWorker
 from engine.ipc.channel import Channel
@@ -96,8 +96,9 @@ class ServeBench:
         self._blocks = load.requests * self._context // BLOCK + 1
         pool = GpuKvPool(config, self._blocks, BLOCK, device, dtype)
         model = GpuModel(config, random_weights(config, device, dtype), pool, context=self._context)
-        plan = GraphPlan(load.requests)
-        self._worker = GpuWorker.of(model, standard_edits(config.vocab_size, config.eos_token_ids), plan, dtype)
+        plan, chunks = GraphPlan(load.requests), GraphPlan(load.step_tokens, steps=chunk_row_steps)
+        edits = standard_edits(config.vocab_size, config.eos_token_ids)
+        self._worker = GpuWorker.of(model, edits, plan, dtype, chunks=chunks)
 
     def serve(self, name: str, count: int) -> Served:
         """Serve `count` requests of the load from an empty cache."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from configs.model.config import ModelConfig
-from engine.gpu.graph_policy import GraphPlan
-from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
+from engine.gpu.graph_policy import GraphPlan, GraphShape
+from engine.gpu.graphs import CudaRecorder, EagerRecorder, StepGraphs
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuLayer, GpuWeights
 from engine.linear import Linear
@@ -131,7 +131,7 @@ class StepBench:
         self._model = GpuModel(config, weights, self._pool, context=config.max_position)
         self._plan = GraphPlan(sequences)
         recorder = CudaRecorder(timer.device) if timer.device.type == "cuda" else EagerRecorder()
-        self._graphs = DecodeGraphs(self._model, self._plan, recorder, dtype)
+        self._graphs = StepGraphs(self._model, self._plan, recorder, dtype)
         self._newest = torch.zeros(1, dtype=torch.int64, device=timer.device)
 
     def decode(self, sequences: int, context: int) -> StepTime:
@@ -142,7 +142,7 @@ class StepBench:
         """
         inputs, floor = self._step(sequences, 1, context)
         rows = self._plan.bucket(sequences)
-        self._graphs.record(rows)
+        self._graphs.record(GraphShape("decode", rows))
         if self._plan.recorded(sequences) != rows:
             raise RuntimeError(f"no graph of {rows} rows")
         seconds = self._timer.seconds(lambda _: self._model.logits(self._graphs.forward(inputs, self._newest)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from engine.sequence_input import SequenceInput, adapters_of, slots_of
 from kernels.gpu.attention.cascade_groups import CascadeBatch, Group, find_groups
+from kernels.gpu.attention.chunk_work import ChunkWork
 from kernels.gpu.runtime import sent
 
 
@@ -47,7 +48,7 @@ class GpuBatch:
         token_ids: int64 [rows].
         positions: int64 [rows], position of each row in its sequence.
         slots: int64 [rows], block * block_size + offset: where its key and value go.
-        row_starts: int32 [sequences - singles + 1], first row of each chunk, counted from the first chunk's.
+        row_starts: int32 [chunks + 1], first row of each chunk, counted from `origin`.
         kv_lengths: int32 [sequences], keys of each, this step's included.
         tables: int32 [blocks of all single rows' sequences], one block table after the other.
         table_starts: int32 [singles], where each begins in `tables`.
@@ -57,6 +58,8 @@ class GpuBatch:
         longest: most rows of one sequence.
         longest_single: most keys of a single row's sequence.
         chunks: rows and keys of each chunk, for the host.
+        origin: the first chunk's row; 0 on a graph, where it changes from step to step.
+        work: the pieces of the chunks; None: they are made of `chunks`.
         adapters: int64 [rows], index of each row's LoRA adapter, 0: none; None where no row has one.
         cascade: the single tokens by the prefixes they share; None where each reads its own keys.
     """
@@ -74,6 +77,8 @@ class GpuBatch:
     newest: Tensor
     longest: int
     longest_single: int
+    origin: int = 0
+    work: ChunkWork | None = None
     chunks: Sequence[tuple[int, int]] = ()
     cascade: CascadeBatch | None = None
     adapters: Tensor | None = None
@@ -123,6 +128,7 @@ class GpuBatch:
         )
         return cls(
             singles=singles,
+            origin=singles,
             token_ids=wide[0],
             positions=wide[1],
             slots=wide[2],
@@ -151,6 +157,7 @@ class GpuBatch:
         lengths[singles:] = seen
         return cls(
             singles=singles,
+            origin=singles,
             token_ids=torch.zeros(rows, dtype=torch.int64, device=device),
             positions=torch.zeros(rows, dtype=torch.int64, device=device),
             slots=torch.full((rows,), -1, device=device),
@@ -188,8 +195,8 @@ class GpuBatch:
 
 
 def would_cascade(sequences: Sequence[SequenceInput], block_size: int, sharing: Sharing) -> bool:
-    """Whether a batch of these single tokens would have groups."""
-    laid = [sequences[index] for index in _order(sequences, True)]
+    """Whether the single tokens of a batch would have groups."""
+    laid = [sequences[index] for index in _order(sequences, True) if len(sequences[index].token_ids) == 1]
     tables, lengths = [item.block_table for item in laid], [item.start + 1 for item in laid]
     return bool(find_groups(tables, lengths, block_size, sharing.block_bytes, sharing.least_saved))
 

@@ -1,9 +1,9 @@
-"""Decode steps as CUDA graphs: one launch for a step of one token per sequence, over buffers that stay where they are.
+"""Steps as CUDA graphs: one launch for a whole forward pass, over buffers that stay where they are.
 
-The host writes a step's inputs into one piece of pinned memory, one copy brings them into the buffers, and the graph of the
-smallest recorded number of rows runs over them, however long their sequences are. Rows beyond the step's are padding: their slot is
--1, so that they write nowhere, and they have no keys. A graph holds the forward pass up to the final norm; logits and sampling,
-whose shapes depend on what requests ask for, follow it as single launches.
+There are two kinds of steps that graphs serve (`engine.gpu.graph_inputs`): single tokens alone, and chunks of prompts with or
+without single tokens. A step runs on the graph of the smallest recorded number of rows, whose other rows are padding, however long
+its sequences are. A graph holds the forward pass up to the final norm; logits and sampling, whose shapes depend on what requests
+ask for, follow it as single launches.
 
 Recording and replaying are behind `Recorder`: on CPU tensors the work runs eagerly over the same buffers, as tests do.
 """
@@ -12,15 +12,14 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from engine.gpu.batch import GpuBatch
-from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan
+from engine.gpu.graph_inputs import ChunkInputs, DecodeInputs, GraphInputs
+from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan, GraphShape, StepKind
 from engine.gpu.model import GpuModel
 from engine.sequence_input import SequenceInput
 from scheduler.types.step import GraphCounts
@@ -102,53 +101,47 @@ class CudaRecorder:
                 gc.enable()
 
 
-class _Layout:
-    """Where the inputs of a step are in a piece of memory: int64 rows first, then int32 ones, last the block tables, so that a step
-    takes no more of it than its tables need.
+@dataclass(slots=True)
+class _Kind:
+    """One kind of steps: which graphs there are and shall be, and the buffers that they read."""
 
-    Args:
-        rows: of the graph.
-        blocks: in the block tables of all rows together.
-    """
+    name: StepKind
+    plan: GraphPlan
+    inputs: GraphInputs
+    replays: dict[int, Work] = field(default_factory=dict)  # by rows
 
-    def __init__(self, rows: int, blocks: int) -> None:
-        self.rows = rows
-        self._wide = 4 * 8 * rows
-        self.nbytes = self._wide + 4 * (2 * rows + blocks)
-
-    def split(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Views of uint8 `memory`: int64 [4, rows] (ids, positions, slots, entries of the table of newest tokens), int32 [rows]
-        key counts, int32 [rows] where each block table begins, int32 [blocks] block tables."""
-        narrow = memory[self._wide : self.nbytes].view(torch.int32)
-        return (
-            memory[: self._wide].view(torch.int64).view(4, self.rows),
-            narrow[: self.rows],
-            narrow[self.rows : 2 * self.rows],
-            narrow[2 * self.rows :],
-        )
+    def shape(self, rows: int) -> GraphShape:
+        """The graph of this kind that has so many rows."""
+        return GraphShape(self.name, rows)
 
 
-class DecodeGraphs:
-    """Runs decode steps on graphs where there are some, and records them.
+class StepGraphs:
+    """Runs steps on graphs where there are some, and records them.
 
     Args:
         model: computes the steps.
-        plan: chooses shapes.
+        plan: chooses shapes of steps of single tokens.
         recorder: for the device that the model is on.
         dtype: of the model's hidden states.
+        chunks: chooses shapes of steps with chunks; None: those have no graphs.
     """
 
-    def __init__(self, model: GpuModel, plan: GraphPlan, recorder: Recorder, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: GpuModel,
+        plan: GraphPlan,
+        recorder: Recorder,
+        dtype: torch.dtype,
+        *,
+        chunks: GraphPlan | None = None,
+    ) -> None:
         self._model = model
-        self._plan = plan
         self._recorder = recorder
-        self._device = device = model.device
-        self._block_size = model.pool.block_size
-        self._width = -(-model.context // self._block_size)
-        self._memory = torch.zeros(self._room(plan.largest).nbytes, dtype=torch.uint8, device=device)
-        self._hidden = torch.empty(plan.largest, model.config.hidden_size, dtype=dtype, device=device)
-        self._every = torch.arange(plan.largest, device=device)
-        self._replays: dict[int, Work] = {}  # by rows
+        self._kinds = [_Kind("decode", plan, DecodeInputs(model, plan.largest))]
+        if chunks is not None:
+            self._kinds.append(_Kind("chunks", chunks, ChunkInputs(model, chunks.largest, plan.largest)))
+        rows = max(kind.plan.largest for kind in self._kinds)
+        self._hidden = torch.empty(rows, model.config.hidden_size, dtype=dtype, device=model.device)
         self.replayed = 0  # steps that ran on a graph
 
     def forward(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
@@ -158,44 +151,52 @@ class DecodeGraphs:
             inputs: the step's chunks.
             newest: int64 [entries], table of newest tokens.
         """
-        if any(len(item.token_ids) != 1 or item.results != 1 or item.adapter for item in inputs):
+        rows = sum(len(item.token_ids) for item in inputs)
+        kind = next((each for each in self._kinds if rows <= each.plan.largest and each.inputs.takes(inputs)), None)
+        if kind is None:
             return self._eagerly(inputs, newest)
-        rows = len(inputs)
-        bucket = self._plan.recorded(rows)
+        bucket = kind.plan.recorded(rows)
         if bucket is None:
             began = time.perf_counter()
             hidden = self._eagerly(inputs, newest)
-            self._plan.ran_eagerly(rows, time.perf_counter() - began)
+            kind.plan.ran_eagerly(rows, time.perf_counter() - began)
             return hidden
         if self._model.would_cascade(inputs):  # no graph has its shapes
             return self._eagerly(inputs, newest)
-        self._plan.ran_on(bucket, rows)
-        self._fill(bucket, inputs, newest)
-        self._replays[bucket]()
+        kind.plan.ran_on(bucket, rows)
+        kind.inputs.fill(bucket, inputs, newest)
+        kind.replays[bucket]()
         self.replayed += 1
-        return self._hidden[:rows]
+        return self._hidden[: sum(item.results for item in inputs)]
 
     @property
     def counts(self) -> GraphCounts:
         """What became of recordings, and of steps that had one."""
-        return GraphCounts(steps=self.replayed, recorded=len(self._replays), failed=self._plan.failures)
+        recorded, failed = (
+            sum(each) for each in zip(*((len(k.replays), k.plan.failures) for k in self._kinds), strict=True)
+        )
+        return GraphCounts(steps=self.replayed, recorded=recorded, failed=failed)
 
     @property
     def row_counts(self) -> list[int]:
-        """Numbers of rows that graphs may have, ascending."""
-        return self._plan.row_counts
+        """Numbers of rows that graphs of single tokens may have, ascending."""
+        return self._kinds[0].plan.row_counts
 
     @property
-    def first(self) -> list[int]:
-        """What to record before the first request, in this order."""
-        return self._plan.first
+    def first(self) -> list[GraphShape]:
+        """What to record before the first request, in this order: the most rows first."""
+        shapes = [kind.shape(rows) for kind in self._kinds for rows in kind.plan.first]
+        return sorted(shapes, key=lambda shape: shape.rows, reverse=True)
 
-    def missed(self) -> int | None:
-        """The number of rows whose steps have cost most without a graph, if that is worth one."""
-        return self._plan.next()
+    def missed(self) -> GraphShape | None:
+        """The kind and number of rows whose steps have cost most without a graph, if that is worth one."""
+        due = [
+            (kind.plan.spent(rows), kind.shape(rows)) for kind in self._kinds if (rows := kind.plan.next()) is not None
+        ]
+        return max(due, key=lambda each: each[0], default=(0.0, None))[1]
 
-    def record(self, rows: int) -> None:
-        """Record the graph of this many rows; to be called by all ranks, while the device is busy with a step.
+    def record(self, shape: GraphShape) -> None:
+        """Record a graph; to be called by all ranks, while the device is busy with a step.
 
         Memory is planned for all graphs, so none should fail. One that did is tried again, as the plan says: what made it fail may
         have been another process's. (A capture that broke off may leave torch's allocator in the middle of it: then a later step
@@ -205,76 +206,37 @@ class DecodeGraphs:
             RuntimeError: with several ranks, the work itself failed: the others are waiting in it.
         """
         began = time.perf_counter()
+        kind = next(each for each in self._kinds if each.name == shape.kind)
         replay: Work | None = None
         try:
-            replay = self._recorder.record(lambda: self._fill(rows, (), None), self._work(rows))
+            replay = self._recorder.record(lambda: kind.inputs.fill(shape.rows, (), None), self._work(kind, shape.rows))
         except RuntimeError as error:  # a device that has failed says so again in the next step
             if self._model.group.size > 1 and not isinstance(error, NotRecorded):
                 raise
-            log.warning("no CUDA graph for %d rows: %s", rows, error)
+            log.warning("no CUDA graph for %d rows (%s): %s", shape.rows, shape.kind, error)
         made = replay is not None
         # A graph's sums over ranks include padding, so all ranks have it or none does.
         if not self._model.group.least(made) or replay is None:
-            self._plan.failed(rows, time.perf_counter() - began)
-            if self._plan.failures == MOST_FAILURES:
+            kind.plan.failed(shape.rows, time.perf_counter() - began)
+            if kind.plan.failures == MOST_FAILURES:
                 log.error("%d CUDA graphs could not be recorded: steps of other shapes will run without", MOST_FAILURES)
             return
-        self._replays[rows] = replay
+        kind.replays[shape.rows] = replay
         seconds = time.perf_counter() - began
-        self._plan.was_recorded(rows, seconds)
-        log.debug("CUDA graph for %d rows recorded in %.3f s", rows, seconds)
+        kind.plan.was_recorded(shape.rows, seconds)
+        log.debug("CUDA graph for %d rows (%s) recorded in %.3f s", shape.rows, shape.kind, seconds)
 
     def _eagerly(self, inputs: Sequence[SequenceInput], newest: Tensor) -> Tensor:
         batch = self._model.lay_out(inputs)
         batch.fill(newest)
         return self._model.compute(batch)
 
-    def _room(self, rows: int) -> _Layout:
-        """The inputs of rows that are as long as can be."""
-        return _Layout(rows, rows * self._width)
-
-    def _work(self, rows: int) -> Work:
+    def _work(self, kind: _Kind, rows: int) -> Work:
         """The forward pass over the buffers."""
-        wide, lengths, starts, tables = self._room(rows).split(self._memory)
-        batch = GpuBatch(
-            singles=rows,
-            token_ids=wide[0],
-            positions=wide[1],
-            slots=wide[2],
-            row_starts=lengths[:0],
-            kv_lengths=lengths,
-            tables=tables,
-            table_starts=starts,
-            block_tables=tables[:0].view(0, 0),
-            results=self._every[:rows],
-            newest=self._every[:0],
-            longest=1,
-            longest_single=self._model.context,
-        )
-        hidden = self._hidden[:rows]
+        batch, hidden = kind.inputs.batch(rows), self._hidden[:rows]
 
         @torch.inference_mode()
         def work() -> None:
             self._model.compute(batch, hidden)
 
         return work
-
-    def _fill(self, rows: int, inputs: Sequence[SequenceInput], newest: Tensor | None) -> None:
-        """Bring the inputs of a step into the buffers; all rows beyond them are padding."""
-        size, used = self._block_size, [item.block_table[: item.start // self._block_size + 1] for item in inputs]
-        ends = list(accumulate(map(len, used), initial=0))
-        layout = _Layout(rows, ends[-1])
-        pinned = self._device.type == "cuda"
-        host = torch.zeros(layout.nbytes, dtype=torch.uint8, pin_memory=pinned)
-        wide, lengths, starts, tables = (part.numpy() for part in layout.split(host))
-        wide[2:, len(inputs) :] = -1
-        for row, (item, table) in enumerate(zip(inputs, used, strict=True)):
-            slot = table[-1] * size + item.start % size
-            wide[:, row] = item.token_ids[0], item.start, slot, -1 if item.newest is None else item.newest
-        lengths[: len(inputs)] = wide[1, : len(inputs)] + 1
-        starts[: len(inputs)] = ends[:-1]
-        tables[:] = np.fromiter(chain.from_iterable(used), dtype=np.int32, count=ends[-1])
-        self._memory[: layout.nbytes].copy_(host, non_blocking=True)
-        if newest is not None:
-            ids, places = (layout.split(self._memory)[0][index] for index in (0, 3))
-            ids.copy_(torch.where(places < 0, ids, newest[places.clamp(min=0)]))

@@ -11,7 +11,7 @@ from configs.settings import Settings
 from engine.device import StepLimits
 from engine.drafting.registry import drafter_of
 from engine.gpu.formats import GpuArithmetic, choose_gpu_arithmetic
-from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graph_policy import GraphPlan, chunk_row_steps
 from engine.gpu.memory_plan import plan_gpu_memory, states_bytes
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
@@ -173,6 +173,7 @@ class GpuLoader:
         )
         recording = self._settings.cuda_graphs and self._ranks.rank == 0  # the first rank decides for all
         graphs = GraphPlan(self._limits.sequences, recording=recording)
+        chunks = GraphPlan(self._limits.tokens, recording=recording, steps=chunk_row_steps)
         vocab, eos = self._config.vocab_size, self._config.eos_token_ids
         self.preparation = grammars = Grammars(vocab, eos)
         if self.exact_drafts:
@@ -189,6 +190,7 @@ class GpuLoader:
             adapters=self.adapters,
             poolers=poolers,
             step_tokens=self._limits.tokens,
+            chunks=chunks if self._settings.cuda_graphs else None,
         )
 
     def _least_saved(self) -> int | None:

@@ -11,7 +11,8 @@ from configs.model.source import ModelError, ModelSource
 from configs.settings import Settings
 from engine.device import StepLimits
 from engine.gpu.formats import GpuArithmetic
-from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graph_inputs import CHUNKS
+from engine.gpu.graph_policy import GraphPlan, chunk_row_steps
 from engine.gpu.weights import weights_bytes
 from engine.memory import MIN_TOKENS, SCORED_ROWS, asked_blocks, covering, gib, longest_held, longest_sequence
 from engine.models.registry import family_of
@@ -31,6 +32,7 @@ CUBLAS_BYTES = (
 KERNELS_BYTES = 384 * 2**20  # code that cuBLAS and Triton load, and the stacks that it asks for
 GAPS_BYTES = 256 * 2**20  # between what torch has reserved and what tensors take
 NCCL_BYTES = 512 * 2**20  # of a communicator: some 10 MiB for each of up to 32 channels, and more with NVLS
+PEER_BYTES = 4 * 2**20  # memory that all ranks can reach: two halves and flags, in pieces of 2 MiB
 _UNPACKED_BYTES = 112 * 2**20  # weights in groups on their way to cuBLAS, and partial sums of their products
 _SCORED_COPIES = 4  # logits in 16 bits and in fp32, exponentials, comparisons
 
@@ -157,10 +159,11 @@ def states_bytes(config: ModelConfig, limits: StepLimits, context: int) -> int:
 
 def graph_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context: int, block_size: int) -> int:
     """Memory of all CUDA graphs, in bytes: their launches, their inputs and outputs, their rows and those of the run before."""
-    plan = GraphPlan(limits.sequences)
-    rows = limits.sequences * _row_bytes(config, itemsize)
-    inputs = limits.sequences * (itemsize * config.hidden_size + 6 * 8 + 4 * covering(context, block_size))
-    return plan.size * GRAPH_BYTES + 2 * rows + inputs
+    decodes, chunks = GraphPlan(limits.sequences), GraphPlan(limits.tokens, steps=chunk_row_steps)
+    widest = max(decodes.largest, chunks.largest)
+    tables = (2 * limits.sequences + CHUNKS) * 4 * covering(context, block_size)
+    inputs = widest * (itemsize * config.hidden_size + 2 * 8 * 8) + tables
+    return (decodes.size + chunks.size) * GRAPH_BYTES + 2 * widest * _row_bytes(config, itemsize) + inputs
 
 
 def _prefix_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, context: int) -> int:
@@ -176,7 +179,7 @@ def _exchange_bytes(config: ModelConfig, limits: StepLimits, itemsize: int, rank
         return 0
     rows = ranks * limits.tokens * config.hidden_size
     logits = 2 * max(limits.sequences, SCORED_ROWS) * config.vocab_size
-    return NCCL_BYTES + itemsize * (rows + logits)
+    return NCCL_BYTES + PEER_BYTES + itemsize * (rows + logits)
 
 
 def _row_bytes(config: ModelConfig, itemsize: int) -> int:

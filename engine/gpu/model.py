@@ -120,6 +120,7 @@ class GpuModel:
     Attributes:
         config: this rank's part of the description.
         context: as given.
+        tiles: how chunks are cut into pieces: what `kernels.gpu.attention.chunk_work.list_pieces` takes.
 
     Raises:
         ValueError: the device is not this thread's current one, where Triton would launch its kernels.
@@ -150,6 +151,9 @@ class GpuModel:
         self._sharing = None if least_saved is None else Sharing.of(self.config, pool.block_bytes, least_saved)
         self.context = context
         self._workspace = workspace
+        heads = self.config.heads // self.config.kv_heads, self.config.head_dim, weights.embedding.element_size()
+        height = tile_height(*heads, self.device, fp8=pool.scales is not None)
+        self.tiles = {"group": heads[0], "kv_heads": self.config.kv_heads, "height": height}
         sliding = config.sliding_window or 0
         self._windows = [sliding if slides else 0 for slides in config.sliding_layers]  # of each layer, 0: none
         cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
@@ -171,8 +175,8 @@ class GpuModel:
     @torch.inference_mode()
     def compute(self, batch: GpuBatch, out: Tensor | None = None) -> Tensor:
         """The device's part of `forward`: [results, hidden], in `out` if given. It never waits for the device, so it can be
-        captured as a CUDA graph, for a batch without groups whose padding rows are single tokens with a slot of -1 and a kv_length
-        of 0."""
+        captured as a CUDA graph, for a batch without groups whose padding rows have a slot of -1, and keys that say so
+        (`engine.gpu.graph_inputs`)."""
         eps, weights, adapters = self.config.rms_norm_eps, self._weights, batch.adapters
         work = self._planned(batch)
         residual = self.group.sum(embed(weights.embedding, batch.token_ids, first=self._first_id))
@@ -237,12 +241,8 @@ class GpuModel:
 
     def _planned(self, batch: GpuBatch) -> _Work:
         """What attention has to do in all layers."""
-        config = self.config
-        group = config.heads // config.kv_heads
-        size, fp8 = self._weights.embedding.element_size(), self.pool.scales is not None
-        height = tile_height(group, config.head_dim, size, self.device, fp8=fp8)
-        heads = {"group": group, "kv_heads": config.kv_heads, "height": height}
-        return _Work(self._singles(batch), plan_chunks(batch.chunks, **heads, device=self.device))
+        chunks = batch.work or plan_chunks(batch.chunks, **self.tiles, device=self.device)
+        return _Work(self._singles(batch), chunks)
 
     def _singles(self, batch: GpuBatch) -> dict[int, DecodeWork]:
         """What decode attention has to do, for each window that layers have."""
@@ -308,7 +308,7 @@ class GpuModel:
             )
         if one < len(batch.kv_lengths):
             paged_attention(
-                queries[one:],
+                queries[batch.origin :],
                 kv,
                 batch.row_starts,
                 batch.kv_lengths[one:],
@@ -318,7 +318,7 @@ class GpuModel:
                 longest=batch.longest,
                 window=window,
                 scales=scales,
-                out=out[one:],
+                out=out[batch.origin :],
                 work=None if window else work.chunks,
                 workspace=self._workspace,
             )

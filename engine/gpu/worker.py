@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from engine.gpu.events import AsyncCopy, DeviceEvent
-from engine.gpu.graph_policy import GraphPlan
-from engine.gpu.graphs import CudaRecorder, DecodeGraphs, EagerRecorder
+from engine.gpu.graph_policy import GraphPlan, GraphShape
+from engine.gpu.graphs import CudaRecorder, EagerRecorder, StepGraphs
 from engine.gpu.model import GpuModel
 from engine.gpu.sampler import Draw, GpuSampler, Member
 from engine.ipc.failures import DeviceLost
@@ -103,7 +103,7 @@ class GpuWorker:
         model: with its pool.
         device_sampler: draws most rows.
         host_sampler: draws what the device's cannot, and scores prompts.
-        graphs: runs decode steps.
+        graphs: runs steps, on graphs where there are some.
         adapters: names of the model's LoRA adapters; rows refer to them by their place, from 1.
         send: of the first of several ranks: tells the others what it is about to do, so that they do it too.
         poolers: make what is not tokens.
@@ -117,7 +117,7 @@ class GpuWorker:
         model: GpuModel,
         device_sampler: GpuSampler,
         host_sampler: CpuSampler,
-        graphs: DecodeGraphs,
+        graphs: StepGraphs,
         send: Callable[[RankCommand], None] | None = None,
         *,
         adapters: Iterable[str] = (),
@@ -152,11 +152,13 @@ class GpuWorker:
         adapters: Iterable[str] = (),
         poolers: Iterable[Pooler] = (),
         step_tokens: int = 1,
+        chunks: GraphPlan | None = None,
     ) -> "GpuWorker":
-        """A worker on the model's device; on CPU tensors, what would be graphs runs eagerly over the same buffers."""
+        """A worker on the model's device; on CPU tensors, what would be graphs runs eagerly over the same buffers. `plan` is for
+        steps of single tokens, `chunks` for those with chunks."""
         vocab = model.config.vocab_size
         recorder = CudaRecorder(model.device) if model.device.type == "cuda" else EagerRecorder()
-        graphs = DecodeGraphs(model, plan, recorder, dtype)
+        graphs = StepGraphs(model, plan, recorder, dtype, chunks=chunks)
         return cls(
             model,
             GpuSampler(vocab, edits, model.device),
@@ -181,13 +183,13 @@ class GpuWorker:
 
     def record_first(self) -> None:
         """Record the graphs that are there before the first request, on all ranks."""
-        for rows in self._graphs.first:
-            self.record(rows)
+        for shape in self._graphs.first:
+            self.record(shape)
 
-    def record(self, rows: int) -> None:
-        """Record the graph of this many rows, on all ranks."""
-        self._send(Record(rows))
-        self._graphs.record(rows)
+    def record(self, shape: GraphShape) -> None:
+        """Record a graph, on all ranks."""
+        self._send(Record(shape.kind, shape.rows))
+        self._graphs.record(shape)
 
     @property
     def graph_counts(self) -> GraphCounts:
@@ -232,9 +234,9 @@ class GpuWorker:
 
     def finish_up_to(self, pending: PendingStep) -> None:
         """Finish the steps up to this one, for `PendingStep.result`."""
-        rows = None if pending.finished else self._graphs.missed()
-        if rows is not None:
-            self.record(rows)
+        shape = None if pending.finished else self._graphs.missed()
+        if shape is not None:
+            self.record(shape)
         while not pending.finished:
             self._finish_oldest()
 

@@ -8,6 +8,7 @@ What belongs here: those messages, in order. Never: tensors, which go between th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import zmq
 
@@ -25,8 +26,9 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Record the CUDA graph of steps of this many rows."""
+    """Record the CUDA graph of this kind of step (`engine.gpu.graph_policy.GraphShape`) and of so many rows."""
 
+    kind: Literal["decode", "chunks"]
     rows: int
 
 

@@ -17,7 +17,7 @@ from engine.cpu.weights import load_weights
 from engine.device import choose_device, step_limits
 from engine.gpu.backend import USUAL_STEP, run_every_kernel
 from engine.gpu.formats import choose_gpu_arithmetic
-from engine.gpu.graph_policy import GraphPlan
+from engine.gpu.graph_policy import GraphPlan, GraphShape, chunk_row_steps
 from engine.gpu.linear import Grouped
 from engine.gpu.loader import GpuLoader
 from engine.gpu.model import GpuKvPool, GpuModel
@@ -36,7 +36,7 @@ from scheduler.types.step import Chunk, ChunkPhase, SequenceInit, Step
 from tests import tiny_models
 from tests.engine.gpu import test_seam_replay
 from tests.engine.gpu.test_worker import InAdvance, Logged, staggered
-from tests.engine.gpu.tiny_gpu import cpu_worker, gpu_worker, never_records, one_layer
+from tests.engine.gpu.tiny_gpu import RecordsAtOnce, cpu_worker, gpu_worker, never_records, one_layer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,6 +69,15 @@ def test_graphs_and_steps_in_advance_change_no_token(folder):
         engine = kind(*gpu_worker(folder, 30, device=GPU), 30)
         assert staggered(engine) == want
         assert engine.worker.replayed > 0
+
+
+def test_graphs_of_steps_with_chunks_change_no_token(folder):
+    """Chunks that begin anywhere, beside single tokens, on graphs of more rows."""
+    want = staggered(Logged(*gpu_worker(folder, 30, device=GPU, plan=never_records), 30))
+    for kind in (Logged, InAdvance):
+        engine = kind(*gpu_worker(folder, 30, device=GPU, chunks=RecordsAtOnce(16, steps=chunk_row_steps)), 30)
+        assert staggered(engine) == want
+        assert all(kind.replays for kind in engine.worker._graphs._kinds)
 
 
 def test_guesses_and_resumed_requests_change_no_token(folder):
@@ -211,8 +220,12 @@ def test_the_memory_plan_holds(source):
     plan = loader.plan()
     worker = loader.load(plan)
     run_every_kernel(worker)
-    for rows in GraphPlan(limits.sequences).row_counts:
-        worker.record(rows)
+    for kind, plan_of in (
+        ("decode", GraphPlan(limits.sequences)),
+        ("chunks", GraphPlan(limits.tokens, steps=chunk_row_steps)),
+    ):
+        for rows in plan_of.row_counts:
+            worker.record(GraphShape(kind, rows))
     torch.cuda.synchronize()
     planned = plan.weights + plan.activations + plan.kv_per_token * plan.block_size * plan.blocks
     assert worker.graph_counts.failed == 0

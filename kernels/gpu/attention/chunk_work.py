@@ -60,24 +60,21 @@ def most_states(tokens: int, heads: int, kv_heads: int, longest: int) -> int:
     return tokens * parts if parts > 1 else 0
 
 
-def plan_chunks(
-    chunks: Sequence[tuple[int, int]], *, group: int, kv_heads: int, height: int, device: torch.device
-) -> ChunkWork | None:
-    """The pieces of chunks given as (rows, keys), in the step's order; None if none of them is split.
+def list_pieces(
+    chunks: Sequence[tuple[int, int]], *, group: int, kv_heads: int, height: int
+) -> tuple[list[tuple[int, ...]], bool]:
+    """The entries of chunks given as (rows, keys), in the step's order, long pieces first; and whether some chunk is split.
 
     Args:
         chunks: rows of each, and keys that its last row sees.
         group: query heads per KV head.
         kv_heads: of the pool.
         height: rows of a tile (`paged.tile_height`).
-        device: where it computes.
     """
-    spans = [split_chunk(*chunk, group, kv_heads) for chunk in chunks]
-    if all(span >= keys for span, (_, keys) in zip(spans, chunks, strict=True)):
-        return None
     items: list[tuple[int, ...]] = []
     tiles = states = 0
-    for sequence, (span, (rows, keys)) in enumerate(zip(spans, chunks, strict=True)):
+    for sequence, (rows, keys) in enumerate(chunks):
+        span = split_chunk(rows, keys, group, kv_heads)
         parts = -(-keys // span)
         for first in range(0, rows, height):
             for part in range(parts):
@@ -86,8 +83,26 @@ def plan_chunks(
             tiles += 1
             states += min(height, rows - first) * parts if parts > 1 else 0
     items.sort(key=lambda item: item[2] - item[3])
+    return items, any(item[5] > 1 for item in items)
+
+
+def plan_chunks(
+    chunks: Sequence[tuple[int, int]], *, group: int, kv_heads: int, height: int, device: torch.device
+) -> ChunkWork | None:
+    """The pieces of chunks, as `list_pieces` has them, on `device`; None if none of them is split."""
+    items, split = list_pieces(chunks, group=group, kv_heads=kv_heads, height=height)
+    if not split:
+        return None
+    tiles = 1 + max(item[6] for item in items)
     return ChunkWork(
         items=sent(torch.tensor(items, dtype=torch.int32), device),
         arrived=torch.zeros((tiles, kv_heads), dtype=torch.int32, device=device),
-        states=states,
+        states=sum(min(height, chunks[item[0]][0] - item[1]) for item in items if item[5] > 1),
     )
+
+
+def most_pieces(rows: int, chunks: int, *, group: int, kv_heads: int, height: int) -> tuple[int, int]:
+    """(pieces, tiles): the most that `chunks` chunks of `rows` rows together have."""
+    tiles = rows // height + chunks
+    each = -(-TILE // (group * height)) * (FILLED // kv_heads)  # beyond one part for each tile
+    return tiles + chunks * each, tiles

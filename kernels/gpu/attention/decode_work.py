@@ -73,14 +73,15 @@ class DecodeWork:
 
 @triton.jit
 def _cut(length, window, limit, SHORTEST: tl.constexpr, DOUBLINGS: tl.constexpr, WINDOWED: tl.constexpr):
-    """(first key that is seen, keys of a part, parts) of sequences of these lengths; without keys, one part that is empty."""
+    """(first key that is seen, keys of a part, parts) of sequences of these lengths; without keys, one part that is empty, and none
+    where the length is negative."""
     low = length * 0
     if WINDOWED:
         low = tl.maximum(length - window, 0)
     span = low * 0 + SHORTEST
     for doubling in tl.static_range(DOUBLINGS):
         span += tl.where(length - low > limit << doubling, SHORTEST << doubling, 0)
-    return low, span, tl.maximum((length - low + span - 1) // span, 1)
+    return low, span, tl.where(length < 0, 0, tl.maximum((length - low + span - 1) // span, 1))
 
 
 @triton.jit(
@@ -145,7 +146,8 @@ def plan_decode(
     """Split the keys of one row per sequence, for all layers with this window; never waits for the device.
 
     Args:
-        kv_lengths: int32 [sequences]; 0 for a padding row of a CUDA graph, whose result is zeros.
+        kv_lengths: int32 [sequences]; 0 for a padding row of a CUDA graph, whose result is zeros; -1 for a row that is none of
+            these, and has no result.
         table_starts: int32 [sequences]: where each sequence's block table begins in `tables`.
         tables: int32 [blocks of all sequences]; entry i of a sequence holds positions [i * block_size, (i + 1) * block_size).
         kv_heads: of the pool.

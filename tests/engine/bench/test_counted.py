@@ -5,13 +5,14 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from engine.bench.counted import CASES, PRODUCT, DecodeCount, table, updated
+from engine.bench.counted import CASES, PRODUCT, DecodeCount, chunk_launches, chunk_table, table, updated
 from engine.bench.steps import BLOCK, LLAMA_3_8B, random_weights
+from engine.gpu import batch as batches
 from engine.gpu.batch import GpuBatch
 from engine.gpu.linear import Grouped
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.sequence_input import SequenceInput
-from kernels.gpu.attention import decode
+from kernels.gpu.attention import chunk_work, decode
 from kernels.gpu.linear.quantized import KERNEL_ROWS
 from kernels.gpu.linear.quantized_matrix import pack
 from kernels.gpu.linear.split_sums import PartialSums
@@ -116,9 +117,34 @@ def test_llama_3_8b_launches_what_is_counted(monkeypatch, case):
     assert noted.others == []
 
 
+@pytest.mark.parametrize("chunks", [[(40, 40)], [(1, 9), (40, 50)], [(1, 300), (3, 5000), (40, 60)]])
+def test_what_a_step_with_chunks_launches_is_counted(monkeypatch, chunks):
+    """Of torch, the inputs' copy and their conversion, the copy of pieces and zeros for counts."""
+    for module in (batches, chunk_work):
+        monkeypatch.setattr(
+            module, "sent", lambda host, device: host.to(device)
+        )  # without a GPU no memory can be pinned
+    monkeypatch.setattr(decode, "multiprocessors", lambda device: 132)
+    config = replace(LLAMA_3_8B, layers=2, sliding_layers=(False,) * 2)
+    model, _, settings = step_of(config, [1], NOWHERE, torch.bfloat16)
+    inputs = [
+        SequenceInput(
+            token_ids=[5] * rows, start=keys - rows, block_table=[0] * -(-keys // BLOCK), wanted=int(rows == 40)
+        )
+        for rows, keys in chunks
+    ]
+    with instrumented(monkeypatch, runs=False) as noted:
+        batch = GpuBatch.build(inputs, BLOCK, NOWHERE)
+        sample(model.logits(model.compute(batch)), settings)
+    counted = chunk_launches(2, singles=chunks[0][0] == 1, split=(3, 5000) in chunks)
+    assert set(noted.others) <= {"to", "zeros", "lift_fresh", "detach_"}  # the last two make the host's lists
+    assert len(noted.launches) + sum(name in {"to", "zeros"} for name in noted.others) == counted
+
+
 def test_the_page_has_the_table():
     """`make docs` brings it up to date."""
     page = (ROOT / "docs" / "gpu.md").read_text()
     assert updated(page) == page
     assert updated(page.replace("| 256 | 1,024 |", "| 257 | 1,024 |")) == page
-    assert len(table()) == 2 + len(CASES)
+    assert updated(page.replace("| a prompt's chunk |", "| another |")) == page
+    assert len(table()) == 2 + len(CASES) and len(chunk_table()) == 5

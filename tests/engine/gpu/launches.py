@@ -1,12 +1,16 @@
-"""Which builds of which kernels steps ask for: `python launches.py [compile]`, on CPU tensors, no GPU, nothing interpreted.
+"""Which builds of which kernels steps ask for: `python launches.py [compile|host]`, on CPU tensors, no GPU, nothing interpreted.
 
 Triton's own launcher sorts the arguments; only what would come after it, compiling and running, is left out (with `compile`, only
-running). Prints the builds of warm-up steps, then those that other steps would still add.
+running). Prints the builds of warm-up steps, then those that other steps would still add. With `host`, it prints instead what the
+host takes to launch a step with chunks: all of Python and of Triton's launcher, but neither the driver nor torch's products.
 """
 
 import os
 import random
 import sys
+import time
+from dataclasses import replace
+from statistics import median
 
 os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
@@ -17,6 +21,8 @@ from triton.runtime.jit import JITFunction
 
 from configs.model.config import ModelConfig
 from engine.gpu.formats import GpuArithmetic
+from engine.gpu.graph_policy import GraphPlan, GraphShape, chunk_row_steps
+from engine.gpu.graphs import StepGraphs
 from engine.gpu.model import GpuKvPool, GpuModel
 from engine.gpu.weights import GpuAssembly
 from engine.loading.dummy import load_dummy
@@ -91,8 +97,59 @@ def step(model: GpuModel, counts: torch.Tensor, chunks: list[tuple[int, int]], s
         count_tokens(counts, some, some, output=True)
 
 
+class Unmultiplied:
+    """A product that is not computed."""
+
+    def __init__(self, outputs: int) -> None:
+        self.outputs = outputs
+
+    def __call__(self, x: torch.Tensor, adapters: torch.Tensor | None = None) -> torch.Tensor:
+        return x.new_empty((len(x), self.outputs))
+
+
+class Silent:
+    """Records graphs of which nothing is launched."""
+
+    def record(self, prepare, work):
+        prepare()
+        return lambda: None
+
+
+def host(layers: int = 32, times: int = 30) -> None:
+    """Median microseconds of the host, from a step's sequences to the last launch of its forward pass."""
+    config = replace(CONFIG, layers=layers, sliding_layers=(False,) * layers, heads=8, kv_heads=2)
+    arithmetic = GpuArithmetic("dense", torch.bfloat16)
+    weights = load_dummy(config, GpuAssembly(arithmetic, CPU))
+    shapes = {"qkv": 12 * 64, "o": 96, "gate_up": 256, "down": 96}
+    layer = replace(weights.layers[0], **{name: Unmultiplied(outputs) for name, outputs in shapes.items()})
+    pool = GpuKvPool(config, 300, 32, CPU, arithmetic.dtype)
+    model = GpuModel(config, replace(weights, layers=[layer] * layers), pool, context=4096)
+    newest = torch.zeros(1, dtype=torch.int64)
+    torch.set_num_threads(1)
+    for said, singles, rows in (("a chunk of 256", 0, 256), ("a chunk of 224 and 32 single tokens", 32, 224)):
+        chunks = GraphPlan(512, steps=chunk_row_steps)
+        graphs = StepGraphs(model, GraphPlan(64), Silent(), torch.bfloat16, chunks=chunks)
+        inputs = [SequenceInput(token_ids=[5], start=1000, block_table=[0] * 32, wanted=1) for _ in range(singles)]
+        inputs.append(SequenceInput(token_ids=[5] * rows, start=512, block_table=[0] * 32, wanted=1))
+        took = []
+        for _ in range(2):
+            seconds = []
+            for _ in range(times):
+                began = time.process_time()  # other processes do not count
+                graphs.forward(inputs, newest)
+                seconds.append(time.process_time() - began)
+            took.append(1e6 * median(seconds))
+            graphs.record(GraphShape("chunks", 256))
+        assert graphs.replayed == times
+        print(f"{said}: {took[0]:.0f} us kernel by kernel, {took[1]:.0f} us on a graph, of {layers} layers")
+
+
 def main() -> None:
     """Warm up, then go on."""
+    if sys.argv[1:] == ["host"]:
+        prepare(False)
+        host()
+        return
     asked = prepare(sys.argv[1:] == ["compile"])
     for fp8 in (False, True):
         arithmetic = GpuArithmetic("dense", torch.bfloat16, fp8)

@@ -84,6 +84,9 @@ def test_longer_contexts_and_wider_steps_are_counted():
     few, many = (graph_bytes(LLAMA_3_8B, StepLimits(128, rows), 2, 8192, 32) for rows in (8, 64))
     assert many > few
     assert graph_bytes(LLAMA_3_8B, StepLimits(128, 8), 2, 131072, 32) > few
+    assert graph_bytes(LLAMA_3_8B, StepLimits(512, 8), 2, 8192, 32) > few  # steps with chunks have graphs, too
+    wide, wider = (graph_bytes(LLAMA_3_8B, StepLimits(tokens, 8), 2, 8192, 32) for tokens in (512, 4096))
+    assert wide == wider  # but not the widest
 
 
 def activations(context=8192, ranks=1, limits=LIMITS, **settings):

@@ -5,7 +5,7 @@ import torch
 
 from engine.gpu.batch import GpuBatch, Sharing
 from engine.gpu.formats import GpuArithmetic
-from engine.gpu.graphs import DecodeGraphs, EagerRecorder
+from engine.gpu.graphs import EagerRecorder, StepGraphs
 from engine.gpu.sampler import GpuSampler
 from engine.sampling.registry import standard_edits
 from engine.sequence import Sequence
@@ -62,7 +62,7 @@ def test_no_groups_that_do_not_pay():
 @pytest.mark.parametrize(("least_saved", "replayed"), [(None, 2), (0, 1)])
 def test_a_step_with_groups_runs_without_its_graph(tiny_model, least_saved, replayed):
     model = gpu_model(tiny_model("llama")[1], least_saved=least_saved)
-    graphs = DecodeGraphs(model, RecordsAtOnce(8), EagerRecorder(), torch.float32)
+    graphs = StepGraphs(model, RecordsAtOnce(8), EagerRecorder(), torch.float32)
     newest, steps = torch.zeros(4, dtype=torch.int64), decoding(model)
     apart, together = [steps[0], steps[3]], [steps[0], steps[1]]
     graphs.forward(apart, newest)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.gpu.events import DeviceEvent
-from engine.gpu.graph_policy import MOST_FAILURES
+from engine.gpu.graph_policy import MOST_FAILURES, chunk_row_steps
 from engine.gpu.graphs import NotRecorded
 from engine.ipc.failures import DeviceLost
 from scheduler.types.messages import FinishReason
@@ -74,6 +74,15 @@ def test_staggered_requests(folder, kind):
     assert staggered(engine) == want
     assert engine.scheduler.snapshot().prefix_hit_tokens > 0
     assert engine.worker._graphs.replayed >= 3
+
+
+@EACH_KIND
+def test_staggered_requests_whose_prompts_run_on_graphs(folder, kind):
+    want = staggered(Logged(*cpu_worker(folder, 30), 30))
+    engine = kind(*gpu_worker(folder, 30, chunks=RecordsAtOnce(16, steps=chunk_row_steps)), 30)
+    assert staggered(engine) == want
+    decodes, chunks = (kind.replays for kind in engine.worker._graphs._kinds)
+    assert decodes and chunks
 
 
 def test_a_search_copies_blocks_as_on_a_cpu(folder):

@@ -1,10 +1,23 @@
 """Chunks that are split over their keys: the rule, the list, and the kernel against attention by definition."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernels.gpu.attention import chunk_work, paged
-from kernels.gpu.attention.chunk_work import FILLED, MOST, SHORTEST, most_states, plan_chunks, split_chunk
+from kernels.gpu.attention.chunk_work import (
+    FILLED,
+    MOST,
+    SHORTEST,
+    list_pieces,
+    most_pieces,
+    most_states,
+    plan_chunks,
+    split_chunk,
+)
 from kernels.gpu.attention.launch import Config
 from kernels.gpu.attention.paged import paged_attention, workspace_bytes
 from kernels.gpu.attention.reference import reference_attention
@@ -26,6 +39,36 @@ MIXED = [
 def split(chunks, heads):
     group = heads[0] // heads[1]
     return plan_chunks(chunks, group=group, kv_heads=heads[1], height=CONFIG.tile // group, device=CPU)
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 200), st.integers(0, 150_000)), min_size=1, max_size=8),
+    st.sampled_from([1, 3, 4, 7, 8]),
+    st.sampled_from([1, 2, 8, 32]),
+    st.sampled_from([32, 64, 128]),
+)
+def test_pieces_tiles_and_states_are_within_their_bounds(lengths, group, kv_heads, tile):
+    """Of any chunks; and each tile's pieces have all of its keys, once."""
+    chunks = [(rows, rows + before) for rows, before in lengths]
+    shape = {"group": group, "kv_heads": kv_heads, "height": tile // group}
+    items, split = list_pieces(chunks, **shape)
+    rows = sum(rows for rows, _ in chunks)
+    pieces, tiles = most_pieces(rows, len(chunks), **shape)
+    assert len(items) <= pieces and max(item[6] for item in items) < tiles
+    assert split == any(item[5] > 1 for item in items)
+    of_tiles = {}
+    for sequence, first, start, stop, *_ in items:
+        of_tiles.setdefault((sequence, first), []).append((start, stop))
+    assert len(of_tiles) == sum(-(-each // shape["height"]) for each, _ in chunks)
+    for (sequence, _), parts in of_tiles.items():
+        edges = sorted(parts)
+        assert edges[0][0] == 0 and edges[-1][1] == chunks[sequence][1]
+        assert all(one[1] == other[0] for one, other in pairwise(edges))
+    work = plan_chunks(chunks, **shape, device=CPU)
+    assert (work is None) == (not split)
+    if work is not None:
+        assert work.items.tolist() == [list(item) for item in items]
+        assert work.states <= most_states(rows, group * kv_heads, kv_heads, 200_000)
 
 
 @pytest.fixture

@@ -26,10 +26,12 @@ def plan(lengths, window=0, kv_heads=2, longest=None):
 
 def wanted(lengths, window, kv_heads):
     """Each sequence's entries, those with longer parts first."""
-    spans = [split_length(min(keys, window or keys), kv_heads) for keys in lengths]
+    spans = [split_length(min(max(keys, 0), window or max(keys, 0)), kv_heads) for keys in lengths]
     entries = []
     for index in sorted(range(len(lengths)), key=lambda index: -spans[index]):
         keys, first = lengths[index], len(entries)
+        if keys < 0:
+            continue
         low = max(keys - window, 0) if window else 0
         begins = range(low, keys, spans[index]) or [0]
         entries += [[index, 7 * index, begin, min(begin + spans[index], keys), first, len(begins)] for begin in begins]
@@ -45,6 +47,9 @@ def wanted(lengths, window, kv_heads):
         ([100_000, 3, 20_000, 4096], 9000),
         ([3, 1, 700] * 4, 0),
         ([33_000], 0),
+        ([-1, 300, -1, -1, 0, 9000], 0),  # rows that are none of decode attention's
+        ([-1, 300, -1], 100),
+        ([-1], 0),
     ],
 )
 def test_every_part_has_its_entry(monkeypatch, lengths, window):
