@@ -6,11 +6,15 @@ What belongs here: how tensors are exchanged. Never: which part of a tensor a ra
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from engine.tensor_parallel.peer_memory import SharedMemory
+    from kernels.gpu.rank_sum import PeerMemory
 
 # Renamed in torch 2.13; the old name warns.
 _gather_into: Callable[[Tensor, Tensor], object] = (
@@ -79,6 +83,8 @@ class TorchProcessGroup:
         timeout: longest wait for the others, when joining and (gloo) in each call, in seconds.
         ordered: add in the order of the ranks. Without it, with more than two ranks, the order depends on where in the batch a row
             lies, and so does its last bit. Costs size / 2 times the bytes, which is not what takes time at decode sizes.
+        shared: makes memory that all ranks can reach, where sums that are small enough take one launch; None: torch does, between
+            GPUs, if they can reach each other. For more than two ranks, in order.
 
     Raises:
         ConnectionError: the others did not come.
@@ -93,6 +99,7 @@ class TorchProcessGroup:
         *,
         timeout: float = 600.0,
         ordered: bool = True,
+        shared: "SharedMemory | None" = None,
     ) -> None:
         self.rank, self.size = rank, size
         self._gathers = ordered and size > 2
@@ -110,19 +117,25 @@ class TorchProcessGroup:
                 device_id=device if gpu else None,
             )
             self.least(0)  # else a rank with nothing to do could leave while another is still joining
+            self._peers = self._peer_memory(shared, device) if self._gathers else None
         except RuntimeError as error:  # torch has types of its own for some failures only
             raise ConnectionError(f"rank {rank} of {size} waited {timeout:g} s at {rendezvous}: {error}") from error
 
     def sum(self, x: Tensor) -> Tensor:
-        """By all-reduce, or by gathering all parts and adding them in the order of the ranks."""
-        if self._gathers:
-            parts = self._all(x)
-            total = parts[0]
-            for part in parts[1:]:
-                total += part
-            return total
-        dist.all_reduce(x)
-        return x
+        """By all-reduce, or in the order of the ranks, in fp32 and rounded once: in one launch, or by gathering all parts."""
+        if not self._gathers:
+            dist.all_reduce(x)
+            return x
+        if self._peers is not None:
+            from kernels.gpu.rank_sum import fits, rank_sum
+
+            if fits(x):
+                return rank_sum(x, self._peers)
+        first, *others = self._all(x)
+        total = first.float()
+        for part in others:
+            total += part
+        return total.to(x.dtype)
 
     def gather(self, x: Tensor) -> Tensor:
         """By all-gather, which lays the ranks one after the other; a transposed copy puts them side by side."""
@@ -135,6 +148,14 @@ class TorchProcessGroup:
     def close(self) -> None:
         """Leave the group. The others' next call fails."""
         dist.destroy_process_group()
+
+    def _peer_memory(self, shared: "SharedMemory | None", device: torch.device) -> "PeerMemory | None":
+        """Imported where it is needed: on CPUs there may be no Triton."""
+        if shared is None and device.type != "cuda":
+            return None
+        from engine.tensor_parallel.peer_memory import SymmetricMemory, peer_memory
+
+        return peer_memory(shared or SymmetricMemory(device), self.rank, self.size, device, self.least)
 
     def _all(self, x: Tensor) -> Tensor:
         """[size, ...]: x of each rank."""

@@ -29,6 +29,7 @@ from engine.sequence_input import SequenceInput
 from engine.tensor_parallel.process_group import TorchProcessGroup
 from kernels.gpu.kv.block_copy import BlockCopier
 from kernels.gpu.linear.quantized_matrix import dequantize, pack
+from kernels.gpu.rank_sum import PeerMemory, flag_bytes, part_bytes, pieces, rank_sum, reference_rank_sum
 from kernels.gpu.runtime import INTERPRETED
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, reference_sample, sample
 from scheduler.types.sampling_params import SamplingParams
@@ -105,6 +106,31 @@ def test_graphs_hold_sums_over_nccl(folder, tmp_path):
         assert engine.worker.replayed > 0
     finally:
         ranks.close()
+
+
+def test_ranks_on_streams_of_one_gpu_wait_for_each_other_and_add_in_order():
+    """Three ranks at the same time, which find each other's parts in memory that happens to be on one GPU."""
+    ranks, turns = 3, 50
+    memory = [torch.zeros(part_bytes() + flag_bytes(ranks), dtype=torch.uint8, device=GPU) for _ in range(ranks)]
+    parts = torch.tensor([each.data_ptr() for each in memory], device=GPU)
+    views = [
+        PeerMemory(rank, ranks, parts, parts + part_bytes(), torch.zeros(pieces(), dtype=torch.int32, device=GPU))
+        for rank in range(ranks)
+    ]
+    streams = [torch.cuda.Stream() for _ in range(ranks)]
+    given = [[torch.randn(turn + 1, 2100, device=GPU).bfloat16() for _ in range(ranks)] for turn in range(turns)]
+    torch.cuda.synchronize()
+    found = []
+    for some in given:
+        sums = []
+        for view, stream, x in zip(views, streams, some, strict=True):
+            with torch.cuda.stream(stream):
+                sums.append(rank_sum(x, view))
+        found.append(sums)
+    torch.cuda.synchronize()
+    for some, sums in zip(given, found, strict=True):
+        wanted = reference_rank_sum(some)
+        assert all(torch.equal(each, wanted) for each in sums)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch says of its own switch

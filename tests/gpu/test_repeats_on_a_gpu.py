@@ -23,6 +23,7 @@ from kernels.gpu.linear.split_sums import PartialSums
 from kernels.gpu.norm.embedding import embed
 from kernels.gpu.norm.rms_norm import last_norm, rms_norm
 from kernels.gpu.norm.silu_mul import silu_mul
+from kernels.gpu.rank_sum import PeerMemory, part_bytes, pieces, rank_sum
 from kernels.gpu.sampling.bitmask import apply_bitmask
 from kernels.gpu.sampling.penalties import count_tokens
 from kernels.gpu.sampling.sample import BatchSettings, RowSettings, sample
@@ -202,6 +203,16 @@ def unpacked(make):
     return Repeated(1, lambda _: tuple(unpack(matrix, torch.float16) for matrix in matrices), alone=False)
 
 
+def summed(make):
+    """Over a group of one rank, turn after turn."""
+    x, device = make.normal(make.rows, make.hidden // 4), make.device
+    parts = torch.empty(part_bytes(), dtype=torch.uint8, device=device)
+    flags = torch.zeros(pieces(), dtype=torch.int32, device=device)
+    addresses = [torch.tensor([each.data_ptr()], device=device) for each in (parts, flags)]
+    memory = PeerMemory(0, 1, *addresses, torch.zeros_like(flags), (parts, flags))
+    return Repeated(make.rows, lambda rows: (rank_sum(x[rows].contiguous(), memory),))
+
+
 def rounded(make):
     x = make.normal(make.rows, make.hidden)
     return Repeated(make.rows, lambda rows: tuple(part.view(torch.uint8) for part in quantize_rows(x[rows])))
@@ -266,6 +277,7 @@ KERNELS = {
     **{f"product {kind}": lambda make, kind=kind: multiplied(make, kind) for kind in FORMATS},
     "unpacking": unpacked,
     "rows in 8 bits": rounded,
+    "sums over ranks": summed,
     "sampling": sampled,
     "masks and counts": masked,
     "block copies": copied,
@@ -279,7 +291,16 @@ def same(found, wanted):
 
 def cases():
     """Interpreted, some take seconds."""
-    quick = {"norms", "gates and embedding", "write", "merge", "rows in 8 bits", "masks and counts", "block copies"}
+    quick = {
+        "norms",
+        "gates and embedding",
+        "write",
+        "merge",
+        "rows in 8 bits",
+        "sums over ranks",
+        "masks and counts",
+        "block copies",
+    }
     on_gpu = [(name, large) for name in KERNELS for large in (True, False)]
     marked = []
     for case in both([(name, False) for name in KERNELS], on_gpu):
