@@ -145,7 +145,7 @@ class ChunkInputs:
         self._size = model.pool.block_size
         self._width = -(-model.context // self._size)
         self._singles = singles
-        tiles = most_pieces(rows, CHUNKS + 1, **model.tiles)[1]
+        tiles = most_pieces(rows, CHUNKS + 1, model.context, **model.tiles)[1]
         self._arrived = torch.zeros((tiles, model.config.kv_heads), dtype=torch.int32, device=model.device)
         layout = self._layout(rows, min(rows, singles) * self._width)
         self._memory = torch.zeros(layout.nbytes, dtype=torch.uint8, device=model.device)
@@ -177,7 +177,7 @@ class ChunkInputs:
             longest_single=self._model.context,
             work=ChunkWork(
                 items=items.view(-1, FIELDS),
-                arrived=self._arrived[: most_pieces(rows, CHUNKS + 1, **self._model.tiles)[1]],
+                arrived=self._arrived[: most_pieces(rows, CHUNKS + 1, self._model.context, **self._model.tiles)[1]],
                 states=most_states(rows, config.heads, config.kv_heads, self._model.context),
             ),
         )
@@ -217,7 +217,10 @@ class ChunkInputs:
         """Beside ids, positions, slots and entries, rows with results. Keys of each single token and chunk, where each single
         token's table begins, first rows of chunks (one more, so that a piece of none can look), pieces, tables of chunks, of single
         tokens."""
-        singles, pieces = min(rows, self._singles), most_pieces(rows, CHUNKS + 1, **self._model.tiles)[0]
+        singles, pieces = (
+            min(rows, self._singles),
+            most_pieces(rows, CHUNKS + 1, self._model.context, **self._model.tiles)[0],
+        )
         narrow = (singles + CHUNKS + 1, singles, CHUNKS + 3, pieces * FIELDS, (CHUNKS + 1) * self._width, blocks)
         return Layout(rows, 5, narrow)
 

@@ -49,9 +49,11 @@ class SymmetricMemory:
         """Make this rank's piece, and exchange its handle with all others."""
         import torch.distributed._symmetric_memory as symmetric
 
+        world = dist.group.WORLD
+        assert world is not None, "join the group first"
         memory = symmetric.empty(nbytes, dtype=torch.uint8, device=self._device)
         memory.zero_()
-        handle = symmetric.rendezvous(memory, dist.group.WORLD)
+        handle = symmetric.rendezvous(memory, world)
         torch.cuda.synchronize(self._device)
         return list(handle.buffer_ptrs), (memory, handle)
 
@@ -71,7 +73,8 @@ def peer_memory(
     if not least(shared.reaches(ranks)):
         log.info("sums over %d ranks go through NCCL: they cannot all reach each other's memory", ranks)
         return None
-    addresses, kept = [], None
+    addresses: list[int] = []
+    kept: object = None
     try:
         addresses, kept = shared.make(part_bytes() + flag_bytes(ranks))
     except (RuntimeError, ImportError, AttributeError) as error:  # what torch has there is not for others, by its name

@@ -101,8 +101,9 @@ def plan_chunks(
     )
 
 
-def most_pieces(rows: int, chunks: int, *, group: int, kv_heads: int, height: int) -> tuple[int, int]:
-    """(pieces, tiles): the most that `chunks` chunks of `rows` rows together have."""
+def most_pieces(rows: int, chunks: int, longest: int, *, group: int, kv_heads: int, height: int) -> tuple[int, int]:
+    """(pieces, tiles): the most that `chunks` chunks of `rows` rows together have, on up to `longest` keys each."""
     tiles = rows // height + chunks
-    each = -(-TILE // (group * height)) * (FILLED // kv_heads)  # beyond one part for each tile
+    split = min(FILLED // kv_heads, longest // SHORTEST, MOST) > 1
+    each = -(-TILE // (group * height)) * (FILLED // kv_heads) if split else 0  # beyond one part for each tile
     return tiles + chunks * each, tiles

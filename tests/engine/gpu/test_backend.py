@@ -57,7 +57,7 @@ def test_an_engine_starts_on_it_and_generates(source):
     assert names[-1] == "compile kernels"
     scheduler, worker = loop._scheduler, loop._worker
     run_every_kernel(worker)  # which a start leaves out if nothing is compiled
-    assert worker.graph_counts.recorded == 2  # of one row and of two
+    assert worker.graph_counts.recorded == 3  # of single tokens, one and two, and of 16 rows with chunks
     scheduler.add(AddRequest(request_id="r", prompt_ids=[3, 4], sampling=SamplingParams(max_tokens=2)), 0.0)
     ends = []
     while not scheduler.idle:

@@ -9,6 +9,7 @@ from engine.gpu.graphs import EagerRecorder, StepGraphs
 from kernels.gpu.attention import chunk_work
 from tests.engine.bench.launcher import VIEWS_AND_NEW
 from tests.engine.gpu.cases import SIZE, chunk, gpu_model, prompt
+from tests.engine.gpu.tiny_gpu import one_layer
 
 ROWS = (16, 40)
 NEWEST = torch.zeros(4, dtype=torch.int64)
@@ -39,19 +40,17 @@ def steps(vocab):
     yield [chunk(ids[3], 0, 3, TABLES[3], wanted=1), chunk(ids[0], 140, 141, TABLES[0], wanted=1)]
 
 
+@pytest.mark.long  # tests/engine/gpu/test_worker.py serves requests on such graphs in less
 @pytest.mark.parametrize(
-    ("name", "fp8"),
-    [
-        ("llama", False),
-        pytest.param("mistral-sliding", False, marks=pytest.mark.long),
-        pytest.param("llama", True, marks=pytest.mark.long),
-    ],
+    ("name", "fp8"), [("one-layer", False), ("llama", False), ("mistral-sliding", False), ("llama", True)]
 )
-def test_a_step_on_a_graph_gives_what_it_gives_without(tiny_model, name, fp8, monkeypatch):
+def test_a_step_on_a_graph_gives_what_it_gives_without(tiny_model, name, fp8, monkeypatch, tmp_path):
     """And leaves the same keys and values. Chunks on many keys are split: parts of 32 keys stand for long ones."""
     monkeypatch.setattr(chunk_work, "SHORTEST", 32)
     monkeypatch.setattr(chunk_work, "_STEP", 16)
-    one, other = (gpu_model(tiny_model(name)[1], fp8_kv=fp8) for _ in range(2))
+    monkeypatch.setattr(chunk_work, "FILLED", 4)
+    folder = one_layer(tmp_path) if name == "one-layer" else tiny_model(name)[1]
+    one, other = (gpu_model(folder, fp8_kv=fp8) for _ in range(2))
     for model in (one, other):
         model.pool.memory.zero_()
     graphs, taken = graphs_of(one), list(steps(one.config.vocab_size))

@@ -53,7 +53,7 @@ def test_pieces_tiles_and_states_are_within_their_bounds(lengths, group, kv_head
     shape = {"group": group, "kv_heads": kv_heads, "height": tile // group}
     items, split = list_pieces(chunks, **shape)
     rows = sum(rows for rows, _ in chunks)
-    pieces, tiles = most_pieces(rows, len(chunks), **shape)
+    pieces, tiles = most_pieces(rows, len(chunks), max(keys for _, keys in chunks), **shape)
     assert len(items) <= pieces and max(item[6] for item in items) < tiles
     assert split == any(item[5] > 1 for item in items)
     of_tiles = {}
