@@ -106,8 +106,7 @@ class GpuBatch:
         end_of = dict(zip(order, ends, strict=True))
         spans = [range(item.start, item.start + len(item.token_ids)) for item in laid]
         tables = [item.block_table[: -(-span.stop // block_size)] for item, span in zip(laid, spans, strict=True)]
-        own, padded = tables[:singles], tables[singles:]
-        most = max(map(len, padded), default=0)
+        own, padded, most = tables[:singles], tables[singles:], max(map(len, tables[singles:]), default=0)
         wide, narrow = _send(
             [
                 [token for item in laid for token in item.token_ids],
