@@ -14,7 +14,7 @@ from scheduler.kv.tails import Tails
 from scheduler.kv.tiers.load_planner import Wanted
 from scheduler.kv.tiers.transfer_planner import TransferPlanner
 from scheduler.policies.base import Need, SchedulingPolicy
-from scheduler.policies.waiting_queue import SCAN, Line
+from scheduler.policies.waiting_queue import SCAN, LaneOrder
 from scheduler.token_budget import splitter
 from scheduler.trails import Trails
 from scheduler.types.config import SchedulerConfig
@@ -22,17 +22,17 @@ from scheduler.types.request import Request
 from scheduler.types.trail import WaitCause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Glance:
     """What is known of the requests at the front of the queue at one glance.
 
     Attributes:
         need: less than that none can use, unless it finds something in the cache; None if not all of them are new and alike.
-        keys: of their first blocks.
+        keys: of their first blocks; None until they are asked for: prompts are hashed for them.
     """
 
     need: Need | None
-    keys: frozenset[bytes]
+    keys: frozenset[bytes] | None = None
 
 
 class Admission:
@@ -167,27 +167,28 @@ class Admission:
 
     def _are_in_vain(self, waiting: Iterable[Request], needs: Sequence[Need], budget: int) -> bool:
         """Whether all of these are refused for want of tokens: known at little cost, if the same ones were looked at before."""
-        front = waiting.front if isinstance(waiting, Line) else None
+        front = waiting.front if isinstance(waiting, LaneOrder) else None
         if not front or self._front is not front:  # most fronts are looked at once
             self._front, self._glance = front, None
             return False
-        if self._glance is None:
-            self._glance = self._glance_at(front)
-        glance = self._glance
-        need = glance.need
-        if need is None or not needs or self._transfers.active or need.arrival in self._split([*needs, need], budget):
+        if not needs or self._transfers.active:
             return False
+        glance = self._glance = self._glance or _Glance(self._least(front))
+        if glance.need is None or glance.need.arrival in self._split([*needs, glance.need], budget):
+            return False
+        if glance.keys is None:
+            glance.keys = frozenset(key for each in front if (key := self._cache.first_key(each)) is not None)
         if not self._cache.are_cold(glance.keys):
             return False
         self._trails.all_passed_over(front, WaitCause.TOKENS)
         return True
 
-    def _glance_at(self, front: list[Request]) -> _Glance:
-        first = front[0]
-        rank, keys = self._policy.rank(first), [self._cache.first_key(request) for request in front]
-        alike = not any(r.started or r.idle or r.awaits or self._policy.rank(r) != rank for r in front)
-        need = Need(rank, min(r.arrival for r in front), min(r.known for r in front)) if alike else None
-        return _Glance(need, frozenset(key for key in keys if key is not None))
+    def _least(self, front: list[Request]) -> Need | None:
+        """Less than what any of these needs, if all of them are new and alike."""
+        rank = self._policy.rank(front[0])
+        if any(r.started or r.idle or r.awaits or self._policy.rank(r) != rank for r in front):
+            return None
+        return Need(rank, min(r.arrival for r in front), min(r.known for r in front))
 
     def _asks_no_less(self, request: Request, refused: Need) -> bool:
         """Whether it waits for nothing of its own, finds nothing in the cache and is refused as well: known at little cost."""

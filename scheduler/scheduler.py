@@ -193,8 +193,7 @@ class Scheduler:
 
         Raises:
             RequestTooLong: prompt plus max_tokens exceeds the context; the message has both numbers.
-            ValueError: the request has nothing to compute, an adapter or a kind of output that the engine lacks, or an id that is
-                in use.
+            ValueError: the request has nothing to compute, asks for what the engine lacks, or its id is in use.
         """
         check_request(message, self.config)
         if message.request_id in self._table.open or message.request_id in self._beams:

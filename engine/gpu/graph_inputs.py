@@ -44,7 +44,7 @@ class GraphInputs(Protocol):
         ...
 
 
-class Layout:
+class InputLayout:
     """Where the inputs of a step are in a piece of memory: int64 [wide, rows] first, then int32 parts.
 
     Args:
@@ -213,7 +213,7 @@ class ChunkInputs:
         entries[: len(pieces)] = pieces
         layout.send(host, self._memory, newest)
 
-    def _layout(self, rows: int, blocks: int) -> Layout:
+    def _layout(self, rows: int, blocks: int) -> InputLayout:
         """Beside ids, positions, slots and entries, rows with results. Keys of each single token and chunk, where each single
         token's table begins, first rows of chunks (one more, so that a piece of none can look), pieces, tables of chunks, of single
         tokens."""
@@ -222,16 +222,16 @@ class ChunkInputs:
             most_pieces(rows, CHUNKS + 1, self._model.context, **self._model.tiles)[0],
         )
         narrow = (singles + CHUNKS + 1, singles, CHUNKS + 3, pieces * FIELDS, (CHUNKS + 1) * self._width, blocks)
-        return Layout(rows, 5, narrow)
+        return InputLayout(rows, 5, narrow)
 
 
 def _length(item: SequenceInput) -> int:
     return len(item.token_ids)
 
 
-def _of_decode(rows: int, blocks: int) -> Layout:
+def _of_decode(rows: int, blocks: int) -> InputLayout:
     """Keys of each row, where its block table begins, block tables."""
-    return Layout(rows, 4, (rows, rows, blocks))
+    return InputLayout(rows, 4, (rows, rows, blocks))
 
 
 def _blocks(inputs: Sequence[SequenceInput], size: int) -> int:

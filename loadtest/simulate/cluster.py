@@ -19,7 +19,8 @@ from loadtest.simulate.faults.outages import Outages
 from loadtest.simulate.hand_over import HandOver, Link, missing
 from loadtest.simulate.keepers.carrier import KeeperLane
 from loadtest.simulate.keepers.keepers import KeeperShape, PoolKeepers
-from loadtest.simulate.replica import COUNTERS, Log, OpenRequest, Replica
+from loadtest.simulate.open_request import OpenRequest
+from loadtest.simulate.replica import COUNTERS, Log, Replica
 from loadtest.simulate.role_watch import LOOK_SECONDS, RoleWatch
 from loadtest.simulate.specs import SpecError
 from loadtest.simulate.timeline import Timeline

@@ -10,18 +10,15 @@ ends here with its first token; one that another replica hands over is added whe
 time, and start anew with nothing. What belongs here: that order and each request's record. Never: which replica, what a step costs.
 """
 
-from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from loadtest.report.records import ErrorClass, RequestRecord
-from loadtest.report.token_times import TokenTimes
-from loadtest.simulate.content import SimulatedText
 from loadtest.simulate.cost import CostModel, Features, work_of
 from loadtest.simulate.hand_over import HandOver, make_resident
 from loadtest.simulate.keepers.carrier import KeeperLane
+from loadtest.simulate.open_request import OpenRequest
 from loadtest.simulate.timeline import StepTicks
 from scheduler.kv.block_journal import BlockJournal
 from scheduler.kv.block_pool import BlockPool
@@ -49,39 +46,6 @@ COUNTERS = (
     "prefix_query_tokens",
     "prefix_hit_tokens",
 )
-
-
-@dataclass(slots=True)
-class OpenRequest:
-    """A request that has not ended.
-
-    Attributes:
-        message: as it is sent to a replica; one that goes on after another replica's death has `generated_ids`.
-        text: its prompt and its answer, of which each step samples a token.
-        record: filled in as it runs.
-        given: when another replica had its first token, which handed it over, until the next one is there.
-        deaths: of replicas that computed it.
-        times: of the tokens in its record, in seconds.
-        anew: told how many of its tokens another replica had computed and this one computes again; None: nothing of it was lost.
-    """
-
-    message: AddRequest
-    text: SimulatedText
-    record: RequestRecord
-    given: float | None = None
-    deaths: int = 0
-    anew: Callable[[int], None] | None = None
-    sampled: ChunkResult = field(init=False)
-    times: "array[float]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.sampled = ChunkResult(request_id=self.message.request_id, token_ids=[self.text.token])
-        assert isinstance(self.record.tokens, TokenTimes)
-        self.times = self.record.tokens.at
-
-    def refuse(self, status: int, detail: str) -> None:
-        """It is not served."""
-        self.record.error, self.record.status, self.record.detail = ErrorClass.STATUS, status, detail
 
 
 class Replica:

@@ -33,7 +33,7 @@ def _own_order(request: Request) -> tuple[int, int]:
     return request.own_priority, request.arrival
 
 
-class Line(Iterator[Request]):
+class LaneOrder(Iterator[Request]):
     """The requests of a lane in the order in which they are to be tried.
 
     Attributes:
@@ -146,7 +146,7 @@ class WaitingQueue:
 
     def admission_order(self, lane: str, warm: Warm) -> Iterator[Request]:
         """The requests of a lane in the order in which they are to be tried; the queue may change meanwhile."""
-        return Line(self._in_order(lane, warm), self._front(lane) if self._lookahead <= SCAN else None)
+        return LaneOrder(self._in_order(lane, warm), self._front(lane) if self._lookahead <= SCAN else None)
 
     def _in_order(self, lane: str, warm: Warm) -> Iterator[Request]:
         requests = list(self._lanes.get(lane, ()))

@@ -12,7 +12,8 @@ from functools import partial
 from loadtest.report.records import ErrorClass, RequestRecord
 from loadtest.simulate.faults.failure import NOTICED, Failure
 from loadtest.simulate.keepers.keepers import PoolKeepers
-from loadtest.simulate.replica import OpenRequest, Replica
+from loadtest.simulate.open_request import OpenRequest
+from loadtest.simulate.replica import Replica
 from loadtest.simulate.timeline import Timeline
 
 _DEATHS = 2  # of replicas that computed the same request, after which it is ended

@@ -35,7 +35,7 @@ STEP = Step(
 
 def test_every_rank_gets_every_command_as_it_was(tmp_path):
     endpoints = [f"ipc://{tmp_path}/{rank}" for rank in (1, 2)]
-    commands = [Warmup(), Submit(STEP), Record(4), Submit(Step(step_id=5, chunks=[])), Stop()]
+    commands = [Warmup(), Submit(STEP), Record("decode", 4), Submit(Step(step_id=5, chunks=[])), Stop()]
     sender = RankCommandSender(endpoints)
     for command in commands[:2]:
         sender.send(command)

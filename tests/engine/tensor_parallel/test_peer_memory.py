@@ -14,6 +14,8 @@ from engine.tensor_parallel.process_group import TorchProcessGroup
 from kernels.gpu.rank_sum import LARGEST, flag_bytes, part_bytes, pieces, reference_rank_sum
 from tests import source_tree
 
+pytestmark = pytest.mark.processes
+
 CPU = torch.device("cpu")
 ROOT = source_tree.ROOT
 

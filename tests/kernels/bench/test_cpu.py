@@ -23,13 +23,13 @@ def test_the_floor_is_the_larger_of_reading_and_computing():
     assert Row("computes", 1.0, bytes=1e9, operations=12e9, rate=4e9).floor(RATES) == 3.0
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_random_weights_are_finite(bits):
-    assert unpack(random_matrix(32, 64, bits=bits)).isfinite().all()
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_K"])
+def test_random_weights_are_finite(kind):
+    assert unpack(random_matrix(32, 256, kind)).isfinite().all()
 
 
 def test_a_linear_counts_its_records_and_products(bench):
-    row = bench.linear("some", [random_matrix(32, 64, bits=4), random_matrix(32, 64, bits=4)], 3)
+    row = bench.linear("some", [random_matrix(32, 64, "Q4_1"), random_matrix(32, 64, "Q4_1")], 3)
     assert row.bytes == 2 * 2 * 2 * 320  # matrices, tiles of 16 outputs, groups of 32 columns
     assert row.operations == 2 * 3 * 32 * 64 * 2
     assert row.seconds > 0

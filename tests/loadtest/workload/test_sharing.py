@@ -53,10 +53,10 @@ def test_texts_share_what_they_begin_with():
 def test_a_cache_that_keeps_everything_finds_no_more(name):
     trace = read_trace(DATA / name)
     requests = make_plan(trace, LoadShape(arrivals=None if trace.timed else Poisson())).requests
-    pool, content, known, root = BlockPool(50_000, 16), Content(), Shared(0), root_hash("x")
+    pool, content, known, root = BlockPool(50_000, 16), Content(16), Shared(0), root_hash("x")
     found = possible = 0
     for request in requests:
-        ids, _ = content.prompt(request)
+        ids = content.text(request).prompt
         names = block_names(root, ids, 16)
         hits = pool.match(names, ids)
         found += 16 * len(hits)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.gpu.batch import GpuBatch
-from engine.gpu.graph_inputs import CHUNKS, Layout
+from engine.gpu.graph_inputs import CHUNKS, InputLayout
 from engine.gpu.graph_policy import MOST_FAILURES, GraphPlan, GraphShape
 from engine.gpu.graphs import CudaRecorder, EagerRecorder, NotRecorded, StepGraphs
 from engine.sequence_input import SequenceInput
@@ -207,7 +207,7 @@ def test_of_several_ranks_one_whose_work_fails_cannot_go_on():
 
 @given(st.integers(1, 300), st.integers(4, 5), st.lists(st.integers(0, 90), min_size=1, max_size=5))
 def test_a_steps_inputs_lie_in_one_piece_without_overlap(rows, wide, narrow):
-    layout = Layout(rows, wide, narrow)
+    layout = InputLayout(rows, wide, narrow)
     memory = torch.zeros(layout.nbytes, dtype=torch.uint8)
     numbers, parts = layout.split(memory)
     assert numbers.shape == (wide, rows) and [len(part) for part in parts] == narrow
@@ -215,7 +215,7 @@ def test_a_steps_inputs_lie_in_one_piece_without_overlap(rows, wide, narrow):
         part.fill_(number)
     assert all((part == number).all() for number, part in enumerate((numbers, *parts), 1))
     assert numbers.nbytes + sum(part.nbytes for part in parts) == layout.nbytes
-    more = Layout(
+    more = InputLayout(
         rows, wide, [*narrow[:-1], narrow[-1] + 7]
     )  # with room for more blocks, the others are where they were
     longer = torch.zeros(more.nbytes, dtype=torch.uint8)
