@@ -26,11 +26,10 @@ from engine.models.registry import read_config
 from server.text import load_tokenizer
 from server.text.tokenizer import Tokenizer
 from tests import tiny_models
-from tests.interpreter import quicken, steady_products
+from tests.interpreter import quicken
 
 if os.environ["TRITON_INTERPRET"] == "1":
     quicken()
-    steady_products()
 
 # A suite that passed passes again: examples follow from the test alone, and none is judged by how busy the machine is.
 # HYPOTHESIS_PROFILE=random or --hypothesis-profile=random draws new ones, and keeps those that fail.

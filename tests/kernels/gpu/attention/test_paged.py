@@ -101,7 +101,9 @@ def test_a_row_does_not_depend_on_its_company():
         scale=0.3,
         longest=37,
     )
-    assert torch.equal(cut, together[5:75])
+    # On a GPU to the bit (tests/gpu). The interpreter's products are numpy's, whose library takes rows at the edge of a matrix by
+    # other code, on some processors with another order of additions.
+    torch.testing.assert_close(cut, together[5:75], rtol=0, atol=1e-6)
 
 
 def test_more_sequences_than_are_counted_at_once():
