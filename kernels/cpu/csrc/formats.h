@@ -60,6 +60,13 @@ inline u32x16 single(const uint8_t* at, int j) {
   return (j > TO ? packed >> (j - TO) : packed << (TO - j)) & (0x01010101u << TO);
 }
 
+// Nibbles, with or without a fifth bit.
+template <bool FIFTH>
+inline u32x16 nibbles_or_fives(const uint8_t* group, int j) {
+  if constexpr (FIFTH) return nibbles(group, j) | single<4>(group + NIBBLES, j);
+  return nibbles(group, j);
+}
+
 // --- types of 32 columns -----------------------------------------------------------------------------------------------
 
 template <int ZERO_POINT, bool OFFSET, bool FIFTH>
@@ -68,10 +75,7 @@ struct Plain {
   static constexpr bool MIN = OFFSET;
   static constexpr int HEADER = MIN ? 64 : 32, EACH = NIBBLES + (FIFTH ? SINGLE : 0);
 
-  static u32x16 quants(const uint8_t* group, int j) {
-    if constexpr (FIFTH) return nibbles(group, j) | single<4>(group + NIBBLES, j);
-    return nibbles(group, j);
-  }
+  static u32x16 quants(const uint8_t* group, int j) { return nibbles_or_fives<FIFTH>(group, j); }
   static f32x16 scale(const uint8_t* record, int, int) { return half(record); }
   static f32x16 offset(const uint8_t* record, int, int) { return half(record + 32); }
 };
@@ -92,12 +96,16 @@ struct Q8_0Format {
 // llama.cpp's table of IQ4_NL, plus 128.
 alignas(16) constexpr uint8_t IQ4_VALUES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-struct IQ4_NLFormat {
-  static constexpr int COLUMNS = GROUP, SUB = GROUP, BITS = 8, ZERO = 128;
+struct IQ4Values {  // IQ4_NL and IQ4_XS
+  static constexpr int SUB = GROUP, BITS = 8, ZERO = 128;
   static constexpr bool MIN = false;
-  static constexpr int HEADER = 32, EACH = NIBBLES;
+  static constexpr int EACH = NIBBLES;
 
   static u32x16 quants(const uint8_t* group, int j) { return look_up(IQ4_VALUES, nibbles(group, j)); }
+};
+struct IQ4_NLFormat : IQ4Values {
+  static constexpr int COLUMNS = GROUP, HEADER = 32;
+
   static f32x16 scale(const uint8_t* record, int, int) { return half(record); }
 };
 
@@ -126,10 +134,7 @@ struct SixBitScales {  // Q4_K and Q5_K
   static constexpr bool MIN = true;
   static constexpr int HEADER = 64 + 8 * 32, EACH = NIBBLES + (FIFTH ? SINGLE : 0);
 
-  static u32x16 quants(const uint8_t* group, int j) {
-    if constexpr (FIFTH) return nibbles(group, j) | single<4>(group + NIBBLES, j);
-    return nibbles(group, j);
-  }
+  static u32x16 quants(const uint8_t* group, int j) { return nibbles_or_fives<FIFTH>(group, j); }
   static f32x16 scale(const uint8_t* record, int g, int) {
     return half(record) * to_float(widen(load<u8x16>(record + 64 + 32 * g)));
   }
@@ -140,12 +145,9 @@ struct SixBitScales {  // Q4_K and Q5_K
 struct Q4_KFormat : SixBitScales<false> {};
 struct Q5_KFormat : SixBitScales<true> {};
 
-struct IQ4_XSFormat {
-  static constexpr int COLUMNS = SUPER, SUB = GROUP, BITS = 8, ZERO = 128;
-  static constexpr bool MIN = false;
-  static constexpr int HEADER = 32 + 8 * 16, EACH = NIBBLES;
+struct IQ4_XSFormat : IQ4Values {
+  static constexpr int COLUMNS = SUPER, HEADER = 32 + 8 * 16;
 
-  static u32x16 quants(const uint8_t* group, int j) { return look_up(IQ4_VALUES, nibbles(group, j)); }
   static f32x16 scale(const uint8_t* record, int g, int) {
     return half(record) * to_float(widen(load<i8x16>(record + 32 + 16 * g)));
   }

@@ -1,7 +1,7 @@
 // Sixteen fp32 lanes on any x86-64 since 2013, and the two dot products everything here is made of.
 //
-// One source is compiled once for each instruction set (kernels/cpu/build.py); what differs between them is in this file only.
-// Contraction of a * b + c is written out, never left to the compiler, so that a row's result does not depend on which
+// One source is compiled once for each instruction set (kernels/cpu/build.py); what differs between them is in this file and
+// `wide.h` only. Contraction of a * b + c is written out, never left to the compiler, so that a row's result does not depend on which
 // instance of a template computed it.
 #pragma once
 
