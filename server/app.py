@@ -4,14 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from configs.settings import Settings
 from server.api.context import ServerContext
 from server.api.endpoint import Endpoint, EndpointTable
-from server.api.endpoints import ENDPOINTS, build_router
+from server.api.endpoints import ENDPOINTS
 from server.api.tenants import KeyRing
 from server.errors import install_handlers
 from server.keys.allowance import RATE_HEADERS
@@ -32,7 +33,10 @@ from server.telemetry.metrics import server_version
 
 
 class Application(FastAPI):
-    """FastAPI's, which publishes what an endpoint says of its requests: with the model's bounds, once they are known."""
+    """FastAPI's, whose document is made of what the endpoints say of themselves: with the model's bounds, once they are known.
+
+    Its routes are Starlette's (`Endpoint.route`); FastAPI's are made for the document alone, when somebody asks for it.
+    """
 
     def __init__(self, context: ServerContext, endpoints: Sequence[Endpoint], **options: Any) -> None:
         super().__init__(**options)
@@ -44,14 +48,18 @@ class Application(FastAPI):
         """The document. It is made again when the bounds change."""
         bounds = self._context.bounds()
         if self.openapi_schema is None or bounds != self._bounds:
-            self.openapi_schema, self._bounds = None, bounds
-            document = super().openapi()
+            described = APIRouter()
+            for endpoint in self._endpoints:
+                endpoint.describe_in(described)
+            document = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=described.routes
+            )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for endpoint in self._endpoints:
                 schemas.update(components(endpoint.error_answer))
                 operation = document["paths"][endpoint.shown_path][endpoint.method.lower()]
                 operation.update(endpoint.openapi(self._context.settings, bounds))
-            self.openapi_schema = document
+            self.openapi_schema, self._bounds = document, bounds
         return self.openapi_schema
 
 
@@ -102,7 +110,7 @@ def create_app(context: ServerContext, endpoints: Sequence[Endpoint] = ENDPOINTS
         ],
     )
     install_handlers(app)
-    app.include_router(build_router(endpoints, context))
+    app.router.routes.extend(endpoint.route(context) for endpoint in endpoints)
     return app
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.routing import compile_path
+from starlette.routing import Route, compile_path
 from starlette.types import Scope
 
 from configs.settings import Settings
@@ -121,29 +121,44 @@ class Endpoint(ABC):
         """The path as OpenAPI and the documentation write it."""
         return self.path.replace(":path}", "}")
 
-    def add_to(self, router: APIRouter, context: ServerContext) -> None:
-        """Add its route to `router`.
+    def route(self, context: ServerContext) -> Route:
+        """What serves it: Starlette's route, as the request is read by hand.
 
-        The request is read by hand: declared parameters would publish FastAPI's own 422, which is never sent.
+        FastAPI's would publish its own 422, which is never sent, and makes models of everything that it documents, for each
+        application: most of what an application cost.
         """
 
         async def respond(request: Request) -> Response:
             return await self.respond(request, context)
 
+        route = Route(self.path, respond, methods=[self.method], name=self._name)
+        route.methods = {self.method}  # a HEAD comes as a GET, by the middleware
+        return route
+
+    def describe_in(self, router: APIRouter) -> None:
+        """Add what OpenAPI has to know about it to `router`, which serves nothing."""
         answer: dict[str, Any] = {"model": self.answers} if self.answers is not None else {}
         content = {"content": dict(self.content)} if self.content else {}
         empty: dict[int | str, Any] = {204: {"description": self.empty}} if self.empty is not None else {}
         router.add_api_route(
             self.path,
-            respond,
+            _respond,
             methods=[self.method],
-            name=re.sub(r"\W+", "_", self.shown_path.removeprefix("/v1")).strip("_") or "index",
+            name=self._name,
             tags=[self.tag],
             summary=self.summary,
             responses={**errors(*self.errors, body=self.error_answer), **empty, 200: {**answer, **content}},
             response_class=Response,
             response_model=None,
         )
+
+    @property
+    def _name(self) -> str:
+        return re.sub(r"\W+", "_", self.shown_path.removeprefix("/v1")).strip("_") or "index"
+
+
+# What a described operation has for its handler. It has no docstring: FastAPI would publish it as the description.
+def _respond() -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

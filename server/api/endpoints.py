@@ -1,9 +1,5 @@
 """The list of endpoints. What is served, guarded, drained, published and documented follows from it."""
 
-from collections.abc import Sequence
-
-from fastapi import APIRouter
-
 from server.api import (
     black_box,
     chat,
@@ -20,7 +16,6 @@ from server.api import (
 )
 from server.api.accounts import usage
 from server.api.batches import batches, files
-from server.api.context import ServerContext
 from server.api.dialects import messages, responses, stored_responses
 from server.api.endpoint import Endpoint
 from server.api.pooling import embeddings, scores
@@ -50,11 +45,3 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     pages.INDEX,
     pages.MAP,
 )
-
-
-def build_router(endpoints: Sequence[Endpoint], context: ServerContext) -> APIRouter:
-    """The routes of these endpoints."""
-    router = APIRouter()
-    for endpoint in endpoints:
-        endpoint.add_to(router, context)
-    return router
