@@ -13,6 +13,7 @@ from loadtest.report.records import RequestRecord, unfit
 from loadtest.report.token_times import TokenTimes
 from loadtest.simulate.content import Content, length_of
 from loadtest.simulate.cost import CostModel
+from loadtest.simulate.counted_blocks import ContentsMatter, CountedBlocks, nothing_shared
 from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.faults.failure import Failure
 from loadtest.simulate.faults.outages import Outages
@@ -127,10 +128,8 @@ class Cluster:
         self.watch: RoleWatch | None = None
         self._cost = cost
         self._router = router
-        self._content = Content(shape.block_size)
-        self._timeline = Timeline()
         self._block_size = shape.block_size
-        self._arriving = True
+        self._begin()
         pool = (
             replicas
             if isinstance(replicas, RolePool)
@@ -145,10 +144,13 @@ class Cluster:
         # Where there is no choice and nothing happens to replicas, nobody looks. (Among several all policies look who is full.)
         alone = pool.roles == (Role.MIXED,) and keepers is None and deadlines is None and not machines.failures
         self._unseen = [ReplicaView()] if alone else []
+        # Policies that group requests look at the names of their blocks.
+        self._counts = alone and fast_forward and log is None and shape.scheduling != "throughput"
+        self._new_pool = partial(BlockPool, self.blocks, shape.block_size, caching=shape.prefix_caching)
         self.replicas = [
             Replica(
                 self.config,
-                lambda: BlockPool(self.blocks, shape.block_size, caching=shape.prefix_caching),
+                self._new_pool,
                 cost,
                 role=role,
                 max_waiting=shape.max_waiting,
@@ -165,6 +167,13 @@ class Cluster:
         self.outages = Outages(
             machines.failures, nodes, self.replicas, keepers=keepers, timeline=self._timeline, go_on=self._go_on
         )
+
+    def _begin(self) -> None:
+        """Nothing has happened."""
+        self.records.clear()
+        self._content = Content(self._block_size)
+        self._timeline = Timeline()
+        self._arriving = True
 
     def _connect(self, pool: RolePool, shape: ServerShape, machines: Machines) -> None:
         """Make what lies between the replicas."""
@@ -187,9 +196,18 @@ class Cluster:
 
         Args:
             requests: in the order of their arrival.
-            progress: called after each arrival with the number of arrivals so far.
+            progress: called after each arrival with the number of arrivals so far; these may begin again.
         """
+        requests = list(requests)
         with collector_off():
+            if self._counts and nothing_shared(requests):
+                (replica,) = self.replicas
+                replica.renew(partial(CountedBlocks, self.blocks, self._block_size))
+                try:
+                    return self._run(requests, progress)
+                except ContentsMatter:
+                    self._begin()
+                    replica.renew(self._new_pool)
             return self._run(requests, progress)
 
     def _run(self, requests: Iterable[Planned], progress: Callable[[int], None]) -> list[RequestRecord]:

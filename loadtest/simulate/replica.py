@@ -224,6 +224,13 @@ class Replica:
         self._start(self.scheduler.stats)
         self._report()
 
+    def renew(self, new_pool: Callable[[], BlockPool]) -> None:
+        """Begin as if nothing had happened, with another pool."""
+        self._new_pool = new_pool
+        self.busy_seconds = 0.0
+        self._start(EngineStats())
+        self._report()
+
     def _report(self) -> None:
         """It is ready, and says what it has."""
         self._state.step_ended(StepWork(), 0.0, self.scheduler.snapshot(), 0.0)
