@@ -19,6 +19,9 @@ _RECENT = 0.9  # weight of the steps before beside a new one, in the mix that se
 _UNREAD = 512  # steps that nobody has asked about: older ones would hardly count
 _ENOUGH = 8  # steps with prompts, before what they cost counts as known
 _UNSEEN = 1e-9  # of the weight of all steps: less says nothing about a constant
+# As if one step more had read so many keys in no time. Steps that read few do not tell what many cost: else what else made some of
+# them slow is put down to keys, and comes back a thousandfold in what a long prompt is expected to take.
+_KEYS_DOUBTED = 10_000
 # The order in which time is explained: what tells engines apart first, so that few steps lead to no constant of its own.
 _GUESS = (2e-4, 5e-4, 5e-3, 0.0, 0.0)  # prompt token, decode, step, prompt key, decode key
 
@@ -108,11 +111,15 @@ class StepCost:
         seen = [products[index][index] > _UNSEEN * products[2][2] for index in range(len(constants))]
         if not self._prompt_steps or self._steps < 2:
             return
+        counted = (1 - _MEMORY**self._steps) / (1 - _MEMORY)
+        doubt = _KEYS_DOUBTED**2 * products[2][2] / counted
+        doubts = (0.0, 0.0, 0.0, doubt, doubt)
         for _ in range(_SWEEPS):
             for index, row in enumerate(products):
                 if seen[index]:
                     gradient = sum(a * b for a, b in zip(row, constants, strict=True)) - self._targets[index]
-                    constants[index] = max(0.0, constants[index] - gradient / row[index])
+                    gradient += doubts[index] * constants[index]
+                    constants[index] = max(0.0, constants[index] - gradient / (row[index] + doubts[index]))
 
 
 def _features(work: StepWork, steps: float = 1.0) -> tuple[float, float, float, float, float]:

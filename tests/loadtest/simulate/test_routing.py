@@ -1,6 +1,7 @@
 """Several replicas behind a router, in simulated time: prefixes are found again, a hot one melts nobody, deadlines are kept."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -96,20 +97,24 @@ def work_done(records: list[RequestRecord], until: float) -> int:
     "deadline", [Deadline(5.0), Deadline(12.0, DeadlineFor.END)], ids=lambda each: each.until.value
 )
 def test_promises_are_kept_and_nobody_idles_for_them(cost, deadline):
-    requests = drawn(3, 260, 14.0, alone, 40)  # more than two replicas can do
-    gate = DeadlineGate(deadline)
-    records = Cluster(cost, SHAPE, make_router("prefix-aware"), 2, deadlines=gate).run(requests)
-    best = Cluster(cost, SHAPE, make_router("prefix-aware"), 2).run(requests)
-    kept, broken, refused = (gate.outcomes[each] for each in (Outcome.KEPT, Outcome.BROKEN, Outcome.REFUSED))
-    assert kept + broken + refused == len(requests) and refused > 20
-    assert kept >= 0.99 * (kept + broken), str(gate)
-    until = requests[-1].intended
-    assert work_done(records, until) >= 0.95 * work_done(best, until)
-    times = [record.ttft if deadline.until is DeadlineFor.FIRST_TOKEN else record.e2e for record in best]
-    late = sum((time or 0.0) > deadline.seconds for time in times)
+    outcomes, done, possible, late = Counter[Outcome](), 0, 0, 0
+    for seed in (3, 5, 6):
+        requests = drawn(seed, 260, 14.0, alone, 40)  # more than two replicas can do
+        gate = DeadlineGate(deadline)
+        records = Cluster(cost, SHAPE, make_router("prefix-aware"), 2, deadlines=gate).run(requests)
+        best = Cluster(cost, SHAPE, make_router("prefix-aware"), 2).run(requests)
+        outcomes += gate.outcomes
+        until = requests[-1].intended
+        done, possible = done + work_done(records, until), possible + work_done(best, until)
+        times = [record.ttft if deadline.until is DeadlineFor.FIRST_TOKEN else record.e2e for record in best]
+        late += sum((time or 0.0) > deadline.seconds for time in times)
+        refusals = [record for record in records if record.status == 429]
+        assert len(refusals) == gate.outcomes[Outcome.REFUSED] and sum(gate.outcomes.values()) == len(requests)
+        assert all("expected after" in (record.detail or "") for record in refusals)
+    kept, broken, refused = (outcomes[each] for each in (Outcome.KEPT, Outcome.BROKEN, Outcome.REFUSED))
+    assert refused > 60 and kept >= 0.97 * (kept + broken), outcomes
+    assert done >= 0.95 * possible
     assert late > refused / 2, "best effort would have failed them late"
-    refusals = [record for record in records if record.status == 429]
-    assert len(refusals) == refused and all("expected after" in (record.detail or "") for record in refusals)
 
 
 def test_where_there_is_room_nobody_is_refused(cost):

@@ -7,7 +7,10 @@ import pytest
 from scheduler.router.prefix_aware import PrefixAware
 from scheduler.router.role_switching import PhaseBounds
 from scheduler.router.split import Placement, Split
+from scheduler.router.state import ReplicaLimits, ReplicaState
 from scheduler.router.view import ReplicaView, Role
+from scheduler.types.messages import EngineStats
+from scheduler.types.step import StepWork
 
 TOKEN = 0.001  # seconds
 
@@ -94,3 +97,20 @@ def test_a_request_without_decodes_stays_where_its_prompt_is_computed():
     assert placed == Placement(0, 0)
     gone = [view if view.role is Role.PREFILL else replace(view, available=False) for view in views(4000)]
     assert Split(PrefixAware()).place([1] * 4000, gone) == Placement(0, 0), "nobody is there for decodes"
+
+
+def test_first_steps_of_one_token_do_not_make_the_wait_for_a_prefill_engine_look_hopeless():
+    """20 prompts at once, while its first steps have become slower for another reason than the keys that they read."""
+    limits = ReplicaLimits(blocks=400, block_size=32, step_tokens=1, running=64)
+    states, split = [ReplicaState(limits), ReplicaState(limits)], Split(PrefixAware(), bounds=PhaseBounds(600.0, 1e-6))
+    lengths = [22, 53, 24, 26, 23, 144, 31, 14, 38, 45, 23, 40, 38, 52, 140, 350, 31, 54, 213, 24]
+    placed = []
+    for number, length in enumerate(lengths):
+        roles = zip(states, (Role.PREFILL, Role.DECODE), strict=True)
+        views = [state.view(length, [], float(number), role=role) for state, role in roles]
+        placed.append(split.place([1] * length, views))
+        states[placed[-1].index].submitted(str(number), length, 1)
+        seconds = 0.05 if number < 4 else 0.2
+        states[0].step_ended(StepWork(prompt_tokens=1, prompt_keys=number + 1), seconds, EngineStats(), float(number))
+    assert placed == [Placement(0, 1)] * len(lengths)
+    assert views[0].first_token_seconds < 0.2 * sum(lengths)

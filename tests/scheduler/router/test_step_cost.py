@@ -64,3 +64,36 @@ def test_what_was_not_measured_counts_for_nothing():
     cost.observe(StepWork(), 1.0)
     work = StepWork(prompt_tokens=100, decodes=3)
     assert cost.seconds(work) == fresh.seconds(work) > 0
+
+
+def short_prompts(rng: random.Random, count: int, chunk: int) -> list[StepWork]:
+    """Steps with a chunk each of prompts that have 14 to 54 tokens."""
+    works = []
+    while len(works) < count:
+        length = rng.randrange(14, 55)
+        for begin in range(0, length, chunk):
+            tokens = min(chunk, length - begin)
+            works.append(StepWork(prompt_tokens=tokens, prompt_keys=tokens * begin + tokens * (tokens + 1) // 2))
+    return works[:count]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_steps_that_read_few_keys_do_not_tell_what_many_cost(chunk, seed):
+    """After few short prompts, some of which a busy machine made slow, long ones are not expected to take for ever."""
+    rng, cost, pace = random.Random(seed), StepCost(), list[float]()
+    long = StepWork(prompt_tokens=4096, prompt_keys=4096 * 4097 // 2)
+    for number, work in enumerate(short_prompts(rng, 24, chunk)):
+        pace.append(rng.uniform(0.04, 0.06) * (4 if 4 <= number < 12 else 1))
+        cost.observe(work, work.prompt_tokens * pace[-1])
+        if cost.measured:
+            assert 0.5 * min(pace) < cost.seconds(long, 4096 / chunk) / 4096 < 1.1 * max(pace)
+
+
+def test_what_many_keys_cost_is_known_from_a_few_steps_that_read_them():
+    cost = StepCost()
+    for start in range(0, 4096, 256):
+        work = StepWork(prompt_tokens=256, prompt_keys=256 * start + 256 * 257 // 2)
+        cost.observe(work, work.prompt_tokens * 5e-3 + work.prompt_keys * 2e-6)
+    long = StepWork(prompt_tokens=256, prompt_keys=256 * 8000)
+    assert cost.seconds(long) == pytest.approx(256 * 5e-3 + 256 * 8000 * 2e-6, rel=0.15)
