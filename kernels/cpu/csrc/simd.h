@@ -63,11 +63,10 @@ inline void prefetch(const void* at, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)at + i, _MM_HINT_T1);
 }
 
-inline f32x16 splat(float x) { return f32x16{} + x; }
-
 // --- what an instruction set gives -------------------------------------------------------------------------------------
 #if defined(__AVX512F__)
 
+inline f32x16 splat(float x) { return x - f32x16{}; }
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline f32x16 max(f32x16 a, f32x16 b) { return (f32x16)_mm512_max_ps((__m512)a, (__m512)b); }
 inline i32x16 to_int(f32x16 a) { return (i32x16)_mm512_cvtps_epi32((__m512)a); }
@@ -85,6 +84,8 @@ inline i32x16 widen(i8x16 x) { return (i32x16)_mm512_cvtepi8_epi32((__m128i)x); 
 
 inline f32x16 both(__m256 a, __m256 b) { return {(f32x16::Half)a, (f32x16::Half)b}; }
 inline i32x16 both(__m256i a, __m256i b) { return {(i32x16::Half)a, (i32x16::Half)b}; }
+
+inline f32x16 splat(float x) { return both(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
 
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return both(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
