@@ -1,5 +1,6 @@
 """A loaded model over its KV pool: both kinds of CPU arithmetic behind one interface."""
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from engine.models.rope import Rope
 from engine.sampling.edits import MaskArray, mask_rows
 from engine.sequence_input import SequenceInput
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
+from kernels.cpu.tiles import NO_TILES
+
+log = logging.getLogger("headrace.engine")
 
 
 class BlockStorage(Protocol):
@@ -129,6 +133,8 @@ class FastModel:
             sin=sin[:, 0, 1].contiguous(),
         )
         self._ops = NativeOps(arithmetic.library, threads)
+        if self._ops.tiles != NO_TILES:
+            log.info("int8 products in AMX's %s, as measured on this processor", self._ops.tiles)
         self._decoder = NativeDecoder(self._ops, model)
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:

@@ -62,7 +62,7 @@ def main(threads: int | None, rounds: int) -> int:
     ops = NativeOps(kernels.library, threads)
     rates = measure_rates(rounds, native_bf16="bf16" in kernels.library.name)
     torch.set_num_threads(1)  # torch's own threads spin for a while after their work, and the kernels need the cores
-    print(f"{kernels.reason}; {threads} threads")
+    print(f"{kernels.reason}; {threads} threads; {ops.tiles}")
     print(
         f"machine: reads {rates.read / 1e9:.1f} GB/s, int8 {rates.int8 / 1e9:.0f} GOP/s, fp32 {rates.fp32 / 1e9:.0f} GFLOP/s"
     )

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from kernels.cpu.variants import BUILDS, COMMON_FLAGS, SOURCES, VARIANTS, InstructionSet, supported
 
+INTERFACE = SOURCES / "interface.cpp"
+
 
 def compiler() -> str | None:
     """The C++ compiler: $CXX, else the first of g++, c++, clang++ on the path."""
@@ -38,23 +40,21 @@ def build(variants: Iterable[InstructionSet]) -> list[InstructionSet]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda variant: compile_library(command, variant.flags, variant.library), missing):
             pass
-    current = {variant.library for variant in VARIANTS}
-    for old in set(BUILDS.glob("*.so")) - current:
+    current = {variant.library.stem for variant in VARIANTS}
+    for old in (path for path in BUILDS.glob("*") if path.suffix in (".so", ".tiles") and path.stem not in current):
         old.unlink(missing_ok=True)
     return missing
 
 
-def compile_library(command: str, flags: Iterable[str], library: Path) -> None:
-    """Compile the sources to `library`: to a temporary name first, so that no other process sees half of it.
+def compile_library(command: str, flags: Iterable[str], library: Path, source: Path = INTERFACE) -> None:
+    """Compile `source` to `library`: to a temporary name first, so that no other process sees half of it.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed; its output is in `stderr`.
     """
     partial = library.with_suffix(f".{os.getpid()}.partial")
-    source = str(SOURCES / "interface.cpp")
-    subprocess.run(
-        [command, *COMMON_FLAGS, *flags, source, "-o", str(partial)], check=True, capture_output=True, text=True
-    )
+    words = [command, *COMMON_FLAGS, *flags, str(source), "-o", str(partial)]
+    subprocess.run(words, check=True, capture_output=True, text=True)
     partial.replace(library)
 
 

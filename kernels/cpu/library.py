@@ -32,6 +32,9 @@ def open_library(path: Path) -> ctypes.CDLL:
         ("record_bytes", _int, (_int,)),
         ("pack", None, (_int, _pointer, _int, _int, _int, _pointer)),
         ("unpack", None, (_pointer, _pointer)),
+        ("tiles_permitted", ctypes.c_int32, ()),
+        ("tiles_from", None, (_int, _int)),
+        ("seconds", ctypes.c_double, (_int, _int, _int, ctypes.c_int32)),
         ("linear", None, (_pointer, _pointer, _int, _pointer, _int, _pointer)),
         ("attention", None, (*[_pointer] * 5, _int, _int, _int, _pointer, _pointer)),
     ):

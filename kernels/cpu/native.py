@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.cpu.library import open_library
 from kernels.cpu.packing import MatrixStruct, PackedMatrix
+from kernels.cpu.tiles import TilesFrom, use_tiles
 from kernels.cpu.variants import ACTIVATIONS
 
 _pointer = ctypes.c_void_p
@@ -134,12 +135,18 @@ class NativeChunk:
 class NativeOps:
     """An open library and a team of threads to run it on.
 
+    Args:
+        library: its path.
+        threads: of the team.
+        tiles: from how many rows on products take the processor's tiles, for all users of the library; as measured, if None.
+
     Raises:
         OSError: the library cannot be loaded.
     """
 
-    def __init__(self, library: Path, threads: int) -> None:
+    def __init__(self, library: Path, threads: int, tiles: TilesFrom | None = None) -> None:
         self.library = open_library(library)
+        self.tiles = use_tiles(library, tiles)
         self.team = self.library.headrace_team(threads)
 
     def __del__(self) -> None:

@@ -44,13 +44,20 @@ _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 
 
 def _variant(name: str, *needs: str) -> InstructionSet:
-    compiler = {"avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16"}  # flags that the compiler spells differently
+    # Flags that the compiler spells differently.
+    compiler = {
+        "avx512_vnni": "avx512vnni",
+        "avx512_bf16": "avx512bf16",
+        "amx_tile": "amx-tile",
+        "amx_int8": "amx-int8",
+    }
     flags = tuple(f"-m{compiler.get(flag, flag)}" for flag in needs)
     return InstructionSet(name, frozenset((*needs, "fma", "f16c")), flags)
 
 
 # Best first.
 VARIANTS = (
+    _variant("amx", *_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"),
     _variant("avx512_bf16", *_AVX512, "avx512_vnni", "avx512_bf16"),
     _variant("avx512_vnni", *_AVX512, "avx512_vnni"),
     _variant("avx512", *_AVX512),
@@ -59,13 +66,23 @@ VARIANTS = (
 
 
 @cache
-def cpu_flags() -> frozenset[str]:
-    """This processor's features by Linux's names; empty on other systems."""
+def _said(name: str) -> str:
+    """What /proc/cpuinfo says of this processor under `name`; empty on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return frozenset()
-    return next((frozenset(line.split()[2:]) for line in lines if line.startswith("flags")), frozenset())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def cpu_flags() -> frozenset[str]:
+    """This processor's features by Linux's names."""
+    return frozenset(_said("flags").split())
+
+
+def processor() -> str:
+    """Its name."""
+    return _said("model name")
 
 
 def supported() -> list[InstructionSet]:

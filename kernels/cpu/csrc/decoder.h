@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_step.h"
+#include "tiles.h"
 
 namespace headrace {
 
@@ -33,7 +34,7 @@ struct Step {
 
 // Products of one matrix cut into tasks: TILES tiles and at most SEGMENT rows each, so that members end a phase together.
 struct Tasks {
-  static constexpr int64_t SEGMENT = 48;
+  static constexpr int64_t SEGMENT = AT_ONCE;
   const Matrix& w;
   int64_t rows;
   int members;  // who take tasks in turn
@@ -49,7 +50,7 @@ struct Tasks {
     const int64_t begin = rows * segment / segments(), end = rows * (segment + 1) / segments();
     Tile tiles[TILES];
     for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t, members * TILES);
-    multiply(w.kind, tiles, count, in.from(begin), end - begin,
+    products(w.kind, tiles, count, in.from(begin), end - begin,
              [&](int64_t r, int t, f32x16 sums) { emit(begin + r, first + t, sums); });
   }
 };
@@ -195,10 +196,10 @@ class Decoder {
       const Activations some = normed_.from(begin);
       auto keep = [&](int first) { return [&, first](int64_t r, int t, f32x16 sums) { out[r][first + t] = sums + bias[first + t]; }; };
       if (gate.kind == up.kind) {
-        multiply(gate.kind, tiles, 4, some, count, keep(0));
+        products(gate.kind, tiles, 4, some, count, keep(0));
       } else {
-        multiply(gate.kind, tiles, 2, some, count, keep(0));
-        multiply(up.kind, tiles + 2, 2, some, count, keep(2));
+        products(gate.kind, tiles, 2, some, count, keep(0));
+        products(up.kind, tiles + 2, 2, some, count, keep(2));
       }
       for (int64_t r = 0; r < count; r++)
         quantize(activate<ACTIVATION>(out[r][0]) * out[r][2], activate<ACTIVATION>(out[r][1]) * out[r][3],
@@ -206,7 +207,7 @@ class Decoder {
     }
   }
 
-  static constexpr int CHUNK = 4 * ROWS;  // rows of `gated` between product and quantization
+  static constexpr int CHUNK = HAS_TILES ? AT_ONCE : 4 * ROWS;  // rows of `gated` between product and quantization
 
   void add_linear(float* hidden, const Matrix& w, const float* bias, const Activations& in, int64_t rows) {
     each_output(team_, w, in, rows, [&](int64_t r, int tile, f32x16 sums) {

@@ -55,6 +55,21 @@ void headrace_unpack(const Matrix* w, float* out) {
   for (int64_t i = 0; i < w->outputs; i++) embed(*w, i, out + i * w->columns);
 }
 
+// --- tiles of the processor's (kernels/cpu/tiles.py) -----------------------------------------------------------------------------
+
+// Whether there are any; asks the system for them.
+int32_t headrace_tiles_permitted() { return tiles_permitted(); }
+
+// From how many rows on they are used.
+void headrace_tiles_from(int64_t wide, int64_t narrow) {
+  tiles_from.wide = std::max<int64_t>(wide, LEAST);
+  tiles_from.narrow = std::max<int64_t>(narrow, LEAST);
+}
+
+double headrace_seconds(int64_t kind, int64_t rows, int64_t columns, int32_t in_tiles) {
+  return seconds_of(kind, rows, columns, in_tiles);
+}
+
 // --- single operations, for tests and the benchmark ----------------------------------------------------------------------
 
 // out [rows, outputs] = in [rows, columns] * w^T, activations quantized on the way; for each of `count` matrices of one shape, as a

@@ -124,7 +124,7 @@ def look_inside(name: str) -> None:
     assert "HOME=" not in inside(name, "cat", "/proc/1/environ").replace("HF_HOME=", "")
     assert inside(name, "python3", "-c", NO_COMPILER) == str([None] * 7)
     kernels = inside(name, "python3", "-P", "-c", KERNELS)
-    assert kernels == "['avx512_bf16', 'avx512_vnni', 'avx512', 'avx2']", kernels
+    assert kernels == "['amx', 'avx512_bf16', 'avx512_vnni', 'avx512', 'avx2']", kernels
     refused = subprocess.run([*PODMAN, "exec", name, "touch", "/opt/headrace/x"], check=False, capture_output=True)
     assert refused.returncode != 0, "the root file system can be written"
     inside(name, "touch", "/kv/x", "/models/x", "/cache/x")

@@ -110,6 +110,9 @@ inline __m512i dpbusd(__m512i sum, __m512i w, __m512i x) {
     return out;
   });
 }
+inline __m512i sub8(__m512i a, __m512i b) {
+  return ints<uint8_t>([&](unsigned i) { return (uint8_t)(at<uint8_t>(a, i) - at<uint8_t>(b, i)); });
+}
 inline __m512i abs8(__m512i a) {
   return ints<uint8_t>([&](unsigned i) { return (uint8_t)(at<int8_t>(a, i) < 0 ? -at<int8_t>(a, i) : at<int8_t>(a, i)); });
 }
@@ -188,6 +191,7 @@ inline __m512 dpbf16(__m512 sum, __m512bh a, __m512bh b) {
 #define _mm512_shuffle_epi8 emulated::shuffle8
 #define _mm512_xor_si512 emulated::xored
 #define _mm512_broadcast_i32x4 emulated::repeated
+#define _mm512_sub_epi8 emulated::sub8
 #define _mm512_set1_epi8 emulated::all<int8_t>
 #define _mm512_set1_epi16 emulated::all<int16_t>
 #define _mm512_set1_epi32 emulated::all<int32_t>
