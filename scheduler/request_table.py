@@ -17,6 +17,7 @@ from scheduler.policies.waiting_queue import WaitingQueue
 from scheduler.trails import Trails
 from scheduler.types.messages import EngineStats, FinishReason, Output
 from scheduler.types.request import Request, RequestState
+from scheduler.types.step import Step
 
 
 class RequestTable:
@@ -151,3 +152,11 @@ class RequestTable:
         """The ids of requests that finished since the last call."""
         retired, self.retired = self.retired, []
         return retired
+
+    def retract_announcements(self, *steps: Step) -> None:
+        """Announce and retire again what steps that did not run would have announced and retired."""
+        for step in steps:
+            self.retired += step.retired
+            for new in step.new:
+                if new.request_id in self.open:
+                    self.open[new.request_id].announced = False

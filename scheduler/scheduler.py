@@ -12,6 +12,7 @@ pass `now`), text, HTTP, device memory. A new feature is a small object beside t
     Beams             which sequences of a beam search go on
     ResultProcessor   tokens, errors and loads that have arrived
     SteadyDecodes     rows of simulated steps that are as in the step before
+    CalmPlans         plans of simulated steps in which most of these have nothing to say
     FastForward       many equal steps at once
     Trails            what became of each request, for whoever asks why it was slow
 
@@ -42,6 +43,7 @@ from scheduler.preemption import Preemption
 from scheduler.prefills import PrefillPlanner
 from scheduler.request_table import RequestTable
 from scheduler.results import ResultProcessor
+from scheduler.skipping.calm_plans import CalmPlans
 from scheduler.skipping.fast_forward import FastForward
 from scheduler.skipping.parts import SchedulerParts
 from scheduler.skipping.steady_decodes import SteadyDecodes
@@ -119,7 +121,7 @@ class Scheduler:
         )
         parts = SchedulerParts(config, pool, table, cache, transfers, policy, drafting, chunks, stats)
         self.steady = SteadyDecodes(parts)
-        self._plan_with(drafting)
+        self._plan_with(parts)
         self._fast_forward = FastForward(parts, self.steady, self._decodes.take_block)
         self._aging = Aging(table.waiting, config.priority_aging, config.max_running)
         self._journal: BlockJournal | None = None
@@ -127,7 +129,7 @@ class Scheduler:
         self._beams = Beams(table, tails, results, config.eos_token_ids, arrivals)
         self._next_step = 0
 
-    def _plan_with(self, drafting: Drafting) -> None:
+    def _plan_with(self, parts: SchedulerParts) -> None:
         """Make the parts that plan."""
         config, pool, cache, transfers = self.config, self.pool, self._cache, self.transfers
         table, policy, chunks, trails = self._table, self._policy, self._chunks, self._trails
@@ -175,10 +177,11 @@ class Scheduler:
             transfers=transfers,
             policy=policy,
             preemption=preemption,
-            drafting=drafting,
+            drafting=parts.drafting,
             chunks=chunks,
             idle=idle,
         )
+        self._calm = CalmPlans(parts, self.steady, admission, self._decodes.take_block, trails)
 
     # --- requests come and go ---
 
@@ -287,13 +290,14 @@ class Scheduler:
         self.transfers.expire(now)
         self.transfers.expected.look(now)
         self._aging.plan(self._table.open.values(), now)
-        self._prefills.make_room(now)
-        decodes, preempted = self._decodes.grow(self.steady.plan(step))
-        if not preempted:
-            self.transfers.plan_saves(self._table.running.values())
-        self._decodes.add(step, decodes)
-        self._prefills.add(step, now, admit=not preempted, held_back=self._decodes.held_back)
-        self.steady.planned(step, decodes)
+        if not self._calm.plan(step, now):
+            self._prefills.make_room(now)
+            decodes, preempted = self._decodes.grow(self.steady.plan(step))
+            if not preempted:
+                self.transfers.plan_saves(self._table.running.values())
+            self._decodes.add(step, decodes)
+            self._prefills.add(step, now, admit=not preempted, held_back=self._decodes.held_back)
+            self.steady.planned(step, decodes)
         step.retired = self._table.take_retired()
         step.transfers += self.transfers.take()
         return step
@@ -304,6 +308,8 @@ class Scheduler:
         Chunks whose request has ended are removed; requests that arrived after the plan was made get what is left of the
         budget, so that they need not wait for a whole step; a plan that became empty is made anew.
         """
+        if self._calm.needs_nothing(step):
+            return step
         running = self._table.running
         step.chunks = [chunk for chunk in step.chunks if self._still_runs(chunk)]
         if step.chunks or step.tokens:
@@ -367,21 +373,13 @@ class Scheduler:
             if chunk.request_id in table.open:
                 self._results.on_chunk_done(table.open[chunk.request_id], chunk)
         unstarted = [*steps[1:], *([planned] if planned else [])]
-        self._retract_announcements(steps[0], *unstarted)
+        table.retract_announcements(steps[0], *unstarted)
         canceled = self.transfers.cancel([each for step in unstarted for each in step.transfers])
         self._results.on_loads_done(canceled, now)
         for request in list(table.running.values()):
             table.put_back(request)
         self.pool.drop_contents()
         return outputs
-
-    def _retract_announcements(self, *steps: Step) -> None:
-        """Announce and retire again what steps that did not run would have announced and retired."""
-        for step in steps:
-            self._table.retired += step.retired
-            for new in step.new:
-                if new.request_id in self._table.open:
-                    self._table.open[new.request_id].announced = False
 
     # --- simulation ---
 

@@ -107,12 +107,19 @@ class SteadyDecodes:
         if not self._rows:
             return []
         assert isinstance(step, SteadyStep)
-        if self._may_differ(len(self._taking.get(step.step_id, ())) + len(self._table.moving)):
+        if self._may_differ(self.due(step.step_id) + len(self._table.moving)):
             self.dissolve()
             return []
-        return self._plan(step)
+        return self.rows(step)
 
-    def _plan(self, step: SteadyStep) -> list[Request]:
+    def due(self, step_id: int) -> int:
+        """At most so many of them lack a block in the plan of this step."""
+        return len(self._taking.get(step_id, ()))
+
+    def rows(self, step: SteadyStep) -> list[Request]:
+        """`plan`, for a caller who knows that no plan could treat them differently."""
+        if not self._rows:
+            return []
         while self._ending and self._ending[0][0] <= step.step_id:
             row = heappop(self._ending)[2]
             if self._stays(row):
@@ -330,7 +337,7 @@ class SteadyDecodes:
         for _ in range(steps):
             following = SteadyStep(step_id=step.step_id + 1, chunks=[])
             self._chunks.published_by.clear()
-            for request in self._plan(following):
+            for request in self.rows(following):
                 grow(request)
             self.planned(following, ())
             for _chunk in self._absorb(step, ()):

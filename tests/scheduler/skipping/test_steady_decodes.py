@@ -9,6 +9,7 @@ import pytest
 from scheduler.kv.block_pool import BlockPool
 from scheduler.scheduler import Scheduler
 from scheduler.skipping.steady_decodes import SteadyStep
+from scheduler.trails import NoTrails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest
 from scheduler.types.request import Request
@@ -34,7 +35,7 @@ class Run:
     """A scheduler, stepped as the engine's loop steps one."""
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, *, carries: bool) -> None:
-        self.scheduler = Scheduler(config, pool)
+        self.scheduler = Scheduler(config, pool, trails=NoTrails())
         self.planned: Step | None = None
         self.rows = 0
         self.ended: list[str] = []
