@@ -30,6 +30,12 @@ class TilesFrom(NamedTuple):
     narrow: int
 
     def __str__(self) -> str:
+        if self == NO_TILES:
+            return "no tiles"
+
+        if self == NO_TILES:
+            return "no tiles"
+
         def words(rows: int) -> str:
             return "never" if rows == NEVER else f"from {rows} rows on"
 

@@ -1,11 +1,31 @@
 // The C interface that kernels/cpu/native.py binds. All memory that is passed in belongs to the caller and must outlive the
 // object it is given to; nothing is allocated in a step that is not larger than every step before it.
+#include <chrono>
+
 #include "decoder.h"
 #include "pack.h"
 
 using namespace headrace;
 
 constexpr int64_t ALONE = 2;  // rows of logits that are masked before a second thread is awake
+
+// Seconds that this thread takes to multiply `rows` rows with TILES tiles, all zeros, in tiles of the processor's or with vectors.
+static double seconds_of(int64_t kind, int64_t rows, int64_t columns, bool in_tiles) {
+  const int64_t bytes = with_format(kind, [&](auto format) { return columns / format.COLUMNS * record_bytes<decltype(format)>(); });
+  std::vector<uint8_t> records(TILES * bytes);
+  std::vector<int8_t> x(rows * columns);
+  std::vector<Scale> scales(rows * columns / GROUP);
+  const Activations in{x.data(), scales.data(), columns};
+  Tile tiles[TILES];
+  for (int t = 0; t < TILES; t++) tiles[t] = {records.data() + t * bytes, records.data() + t * bytes};
+  f32x16 out[AT_ONCE];
+  auto keep = [&](int64_t r, int, f32x16 sums) { out[r] = sums; };
+  const auto begun = std::chrono::steady_clock::now();
+  if (in_tiles) multiply_in_tiles(kind, tiles, TILES, in, rows, keep);
+  else multiply(kind, tiles, TILES, in, rows, keep);
+  __asm__ volatile("" : : "r"(out) : "memory");
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+}
 
 #pragma GCC visibility push(default)
 extern "C" {

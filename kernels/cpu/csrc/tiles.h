@@ -12,8 +12,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
-#include <vector>
 
 #include "matmul.h"
 
@@ -235,24 +233,6 @@ template <class Emit>
 inline void products(int64_t kind, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
   if (HAS_TILES && tiles_from.tiled(kind, rows)) return multiply_in_tiles(kind, tiles, count, in, rows, emit);
   multiply(kind, tiles, count, in, rows, emit);
-}
-
-// Seconds that this thread takes to multiply `rows` rows with TILES tiles, all zeros, in tiles of the processor's or with vectors.
-inline double seconds_of(int64_t kind, int64_t rows, int64_t columns, bool in_tiles) {
-  const int64_t bytes = with_format(kind, [&](auto format) { return columns / format.COLUMNS * record_bytes<decltype(format)>(); });
-  std::vector<uint8_t> records(TILES * bytes);
-  std::vector<int8_t> x(rows * columns);
-  std::vector<Scale> scales(rows * columns / GROUP);
-  const Activations in{x.data(), scales.data(), columns};
-  Tile tiles[TILES];
-  for (int t = 0; t < TILES; t++) tiles[t] = {records.data() + t * bytes, records.data() + t * bytes};
-  f32x16 out[AT_ONCE];
-  auto keep = [&](int64_t r, int, f32x16 sums) { out[r] = sums; };
-  const auto begun = std::chrono::steady_clock::now();
-  if (in_tiles) multiply_in_tiles(kind, tiles, TILES, in, rows, keep);
-  else multiply(kind, tiles, TILES, in, rows, keep);
-  __asm__ volatile("" : : "r"(out) : "memory");
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
 }
 
 }  // namespace headrace

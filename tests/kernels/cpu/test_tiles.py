@@ -10,7 +10,7 @@ import torch
 from kernels.cpu import native_reference as reference
 from kernels.cpu.build import COMMON_FLAGS, build, compile_library, compiler
 from kernels.cpu.layouts import FORMATS
-from kernels.cpu.native import NativeOps
+from kernels.cpu.native import NativeChunk, NativeDecoder, NativeLayer, NativeModel, NativeOps
 from kernels.cpu.packing import pack_gguf
 from kernels.cpu.tiles import NEVER, NO_TILES, TilesFrom
 from kernels.cpu.variants import SOURCES, VARIANTS, supported
@@ -166,6 +166,64 @@ def test_any_number_of_rows_of_any_type_has_the_bits_of_vectors(library, kind):
     if hasattr(ops.library, "emulated_faults"):
         assert ops.library.emulated_products() > 0
         assert quiet(ops.library)
+
+
+def random_model():
+    """Two layers in types of all shapes of a panel; in the second, gate and up have different ones."""
+    hidden, inner, dim, vocabulary, positions = 256, 512, 64, 64, 64
+
+    def matrix(kind, outputs, columns=hidden):
+        return pack_gguf(torch.from_numpy(blocks(kind, outputs, columns, seed=outputs)), kind)
+
+    layers = [
+        NativeLayer(
+            q=matrix("Q4_K", hidden),
+            k=matrix("Q8_0", 2 * dim),
+            v=matrix("Q6_K", 2 * dim),
+            o=matrix("Q5_K", hidden),
+            gate=matrix("Q4_K", inner),
+            up=matrix(up, inner),
+            down=matrix("Q2_K", hidden, inner),
+            input_norm=torch.ones(hidden),
+            post_norm=torch.ones(hidden),
+            down_bias=weights(1, hidden)[0],
+        )
+        for up in ("Q4_K", "Q6_K")
+    ]
+    return NativeModel(
+        heads=4,
+        kv_heads=2,
+        dim=dim,
+        eps=1e-5,
+        layers=layers,
+        embedding=matrix("Q8_0", vocabulary),
+        head=matrix("Q6_K", vocabulary),
+        final_norm=torch.ones(hidden),
+        cos=torch.ones(positions, dim // 2),
+        sin=torch.zeros(positions, dim // 2),
+    )
+
+
+@pytest.mark.long
+def test_a_models_rows_have_the_same_bits_with_tiles_and_without(library):
+    """A prompt whole or in two chunks, all rows wanted, and their logits."""
+    model, table = random_model(), [3, 0, 2, 1]
+
+    def run(tiles, *cuts):
+        decoder = NativeDecoder(NativeOps(library, 2, tiles), model)
+        storage, start, parts = torch.zeros(4, 2, 2, 2, 16 * 64 // 2, dtype=torch.int32), 0, []
+        for rows in cuts:
+            chunk = NativeChunk(rows, start, table, wanted=rows)
+            parts.append(decoder.forward(range(start, start + rows), [chunk], storage).clone())
+            start += rows
+        hidden = torch.cat(parts)
+        return hidden, decoder.logits(hidden).clone()
+
+    expected = run(NO_TILES, 50)
+    assert expected[0].isfinite().all() and len(expected[0].unique()) > 1000
+    for tiles, *cuts in ((ALWAYS, 50), (ALWAYS, 17, 33), (TilesFrom(16, NEVER), 50), (ALWAYS, 7, 1, 42)):
+        for ours, theirs in zip(run(tiles, *cuts), expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.long

@@ -107,6 +107,8 @@ def test_where_the_system_grants_no_tiles_there_are_none(library, tmp_path):
 
 def test_it_can_be_said_in_words():
     assert str(MEASURED) == "tiles from 16 rows on; of types with a scale for 16 columns never"
+    assert str(NO_TILES) == "no tiles"
+    assert str(NO_TILES) == "no tiles"
 
 
 needs_compiler = pytest.mark.skipif(
