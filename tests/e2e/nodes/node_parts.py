@@ -75,9 +75,9 @@ def node_of(server, engine):
     return lines[-1].split("on node ")[1].split()[0].rstrip(";:,")
 
 
-def compute_on_head_decode_on_other(server):
-    """Roles by where the engines are: so every hand-over crosses from one node to the other, which can be killed."""
-    wanted = {name: "prefill" if node_of(server, name) == HEAD else "decode" for name in cards(server)}
+def compute_on(server, node):
+    """Roles by where the engines are: this node computes prompts, and hands them over to the other one."""
+    wanted = {name: "prefill" if node_of(server, name) == node else "decode" for name in cards(server)}
     for name in wanted:
         post(server, f"{name}/role", role="mixed")
     for name, role in wanted.items():
@@ -85,12 +85,12 @@ def compute_on_head_decode_on_other(server):
 
 
 class Stream(threading.Thread):
-    """One streamed answer, its usage, and the longest pause between two of its tokens."""
+    """One streamed answer, its usage, all that told of its end, and the longest pause between two of its tokens."""
 
     def __init__(self, server, prompt, output=96, **body):
         super().__init__()
         self.server, self.prompt, self.output, self.body = server, prompt, output, body
-        self.tokens, self.error, self.pause, self.usage = [], None, 0.0, None
+        self.tokens, self.ends, self.error, self.pause, self.usage = [], [], None, 0.0, None
 
     def run(self):
         last, body = None, {"prompt": self.prompt, "max_tokens": self.output, "temperature": 0, "ignore_eos": True}
@@ -101,9 +101,13 @@ class Stream(threading.Thread):
                     event = json.loads(line.removeprefix("data: "))
                     self.error = self.error or event.get("error")
                     self.usage = event.get("usage") or self.usage
-                    self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
+                    choices = event.get("choices", ())
+                    self.tokens += [token for choice in choices for token in choice["token_ids"]]
+                    self.ends += [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
                     now = time.monotonic()
                     self.pause, last = max(self.pause, now - (last or now)), now
+                elif line.startswith("data: "):
+                    self.ends.append(line)
 
     @property
     def cached(self):
@@ -210,12 +214,27 @@ class Counts:
         return round(total(self._server.metrics()) - total(self._before))
 
 
-def run_beside(way, streams, disturb):
-    """Have the streams run, and call this when a third of their tokens have arrived."""
-    third = sum(stream.output for stream in streams) // 3
+def third_of_tokens(streams):
+    """Whether so much has arrived."""
+    return sum(len(stream.tokens) for stream in streams) >= sum(stream.output for stream in streams) // 3
+
+
+def prompts_computed(server, node, streams):
+    """Whether an engine of this node has work, a third of the prompts are done, and one that takes a while is on its way."""
+    on_their_way = [stream for stream in streams if stream.is_alive() and not stream.tokens]
+    if sum(bool(stream.tokens) for stream in streams) < len(streams) // 3:
+        return False
+    if not any(len(stream.prompt) > 4 * BLOCK for stream in on_their_way):
+        return False
+    loads = [card["load"] for name, card in cards(server).items() if node_of(server, name) == node]
+    return any(load["running"] + load["waiting"] for load in loads)
+
+
+def run_beside(way, streams, when, disturb):
+    """Have the streams run, and call `disturb` as soon as `when` says so."""
 
     def strike():
-        until(lambda: sum(len(stream.tokens) for stream in streams) >= third, 600)
+        until(when, 600)
         disturb()
 
     with ThreadPoolExecutor(1) as thread:

@@ -20,15 +20,17 @@ from tests.e2e.nodes.node_parts import (
     Stream,
     ask,
     cards,
-    compute_on_head_decode_on_other,
+    compute_on,
     flags_of,
     health,
     known,
     node_of,
     post,
+    prompts_computed,
     ready,
     run_beside,
     sample,
+    third_of_tokens,
     tokens_of,
     until,
     whole,
@@ -50,6 +52,7 @@ COLUMNS = (
     "replayed",
     "pause",
 )
+ONE_END = ["length", "data: [DONE]"]  # what tells a client of its stream's end
 PROMPT = [3000 + i for i in range(300)]  # nine blocks of 32, and a rest
 LONG = " ".join(f"The {number}th wheel of the old mill turns." for number in range(40))
 
@@ -221,27 +224,40 @@ def test_a_node_that_dies_under_load_loses_no_request(spread, nodes, prompts, gr
         assert replayed > 0
         assert [stream.error for stream in streams] == [None] * len(streams)
         assert [len(stream.tokens) for stream in streams] == [96] * len(streams)
+        assert [stream.ends for stream in streams] == [ONE_END] * len(streams)
         assert all(greedy(stream.prompt, stream.tokens) for stream in streams)
         until(lambda: set(health(spread)["keepers"]) == {HEAD})
         nodes.start_other()
     whole(spread)
 
 
+BOTH_DIE = ("alone", "small chunks")  # ways in which either node is killed
+FATES = [(way, dies) for way in WAYS for dies in ("", "decode", "prefill") if dies != "prefill" or way.name in BOTH_DIE]
+
+
+def run_way(spread, nodes, way, dies, streams):
+    """Each prompt is computed on one node and decoded on the other. One of them may be killed meanwhile, and comes back."""
+    compute_on(spread, OTHER if dies == "prefill" else HEAD)
+    if not dies:
+        way.run(streams)
+        return
+    conditions = {
+        "decode": lambda: third_of_tokens(streams),
+        "prefill": lambda: prompts_computed(spread, OTHER, streams),
+    }
+    run_beside(way, streams, conditions[dies], lambda: (nodes.kill_other(), nodes.start_other()))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("death", [False, True], ids=["hand-over", "death"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_the_token_exact_suite(servers, nodes, prompts, greedy, table, answers, way, death):
-    """Each prompt is computed on one node and decoded on the other, which with `death` is killed meanwhile and comes back."""
+@pytest.mark.parametrize(("way", "dies"), FATES, ids=lambda each: getattr(each, "name", each) or "hand-over")
+def test_the_token_exact_suite(servers, nodes, prompts, greedy, table, answers, way, dies):
+    """Whatever way the prompts take through two nodes, and whichever node is killed meanwhile."""
     spread = servers.of(*flags_of(way.server, prompts))
     whole(spread)
-    compute_on_head_decode_on_other(spread)
-    counts, salt = Counts(spread), f"{way.name}, {death}"  # nothing is known from the way before
+    counts, salt = Counts(spread), f"{way.name}, {dies}"  # nothing is known from the way before
     streams = [Stream(spread, prompt, FULL.output, cache_salt=salt) for prompt in way.prompts(prompts)]
-    if death:
-        run_beside(way, streams, lambda: (nodes.kill_other(), nodes.start_other()))
-    else:
-        way.run(streams)
+    run_way(spread, nodes, way, dies, streams)
     assert [stream.error for stream in streams] == [None] * len(streams)
     equal = [answers.setdefault(tuple(each.prompt), each.tokens) == each.tokens for each in streams]
     moved = {outcome: counts.since("hand_overs_total", outcome=outcome) for outcome in OUTCOMES}
@@ -249,11 +265,12 @@ def test_the_token_exact_suite(servers, nodes, prompts, greedy, table, answers, 
     preempted, replayed = counts.since("preemptions_total"), counts.since("replayed_requests_total")
     cached, pause = sum(each.cached for each in streams), max(each.pause for each in streams)
     row = (sum(equal), moved["loaded"] + moved["computed"], moved["loaded"], loaded, preempted, cached, replayed)
-    table(way.name, "death" if death else "", len(streams), *row, f"{pause:.1f} s")
+    table(way.name, f"{dies} dies" if dies else "", len(streams), *row, f"{pause:.1f} s")
     assert all(equal) and all(len(each.tokens) == FULL.output for each in streams)
     assert all(greedy(each.prompt, each.tokens) for each in streams)
+    assert [each.ends for each in streams] == [ONE_END] * len(streams)
     assert moved["loaded"] > 0 and loaded > 0
-    assert death or moved["loaded"] + moved["computed"] == len(streams), moved
-    assert (replayed > 0) == death
+    assert dies or moved["loaded"] + moved["computed"] == len(streams), moved
+    assert (replayed > 0) == bool(dies)
     assert preempted > 0 or way.name != "preemption"
     assert way.name != "warm cache" or all(each.cached >= whole_blocks(each.prompt) for each in streams)
