@@ -65,6 +65,8 @@ class ResultProcessor:
         self.on_chunk_done(request, chunk)
         if result.error is not None:
             return self.fail(request, result.error, now)
+        if not (chunk.samples or result.prompt_logprobs) and request.sampling.max_tokens:
+            return None  # the middle of a prompt
         output = Output(request_id=request.request_id)
         if result.prompt_logprobs:
             output.prompt_logprobs = request.send_logprobs(chunk.start, result.prompt_logprobs)

@@ -6,7 +6,7 @@ simulation, and nothing is late.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from loadtest.collector import collector_off
 from loadtest.report.records import RequestRecord, unfit
@@ -143,7 +143,7 @@ class Cluster:
         keepers = None if machines.keeper is None else PoolKeepers(machines.keeper, nodes, self._block_bytes)
         # Where there is no choice and nothing happens to replicas, nobody looks. (Among several all policies look who is full.)
         alone = pool.roles == (Role.MIXED,) and keepers is None and deadlines is None and not machines.failures
-        self._unseen = [ReplicaView()] if alone else []
+        self._unseen = alone
         # Policies that group requests look at the names of their blocks.
         self._counts = alone and fast_forward and log is None and shape.scheduling != "throughput"
         self._new_pool = partial(BlockPool, self.blocks, shape.block_size, caching=shape.prefix_caching)
@@ -174,6 +174,7 @@ class Cluster:
         self._content = Content(self._block_size)
         self._timeline = Timeline()
         self._arriving = True
+        self._counting = False  # blocks, since nobody finds what they hold
 
     def _connect(self, pool: RolePool, shape: ServerShape, machines: Machines) -> None:
         """Make what lies between the replicas."""
@@ -203,6 +204,7 @@ class Cluster:
             if self._counts and nothing_shared(requests):
                 (replica,) = self.replicas
                 replica.renew(partial(CountedBlocks, self.blocks, self._block_size))
+                self._counting = True
                 try:
                     return self._run(requests, progress)
                 except ContentsMatter:
@@ -245,16 +247,19 @@ class Cluster:
 
     def _place(self, record: RequestRecord, request: Planned, now: float) -> None:
         """A request that fits goes to a replica, unless its deadline would not be met."""
-        text = self._content.text(request)
-        sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
+        text = self._content.text(request, named=not self._counting)
         message = AddRequest(
             request_id=str(record.index),
             prompt_ids=text.prompt,
-            sampling=sampling,
+            sampling=_sampling(request.output_tokens),
             tenant=request.tenant or request.klass,
             priority=request.priority,
         )
         opened = OpenRequest(message, text, record)
+        if self._unseen:
+            (replica,) = self.replicas
+            self._wake(replica, partial(replica.submit, opened, now))
+            return
         views = self._views(message, text.prompt_names, now)
         if not any(view.available for view in views):
             opened.refuse(503, "no replica is available")
@@ -292,8 +297,6 @@ class Cluster:
 
     def _views(self, message: AddRequest, names: Sequence[bytes], now: float) -> list[ReplicaView]:
         """All replicas, as they are for a request."""
-        if self._unseen:
-            return self._unseen
         usable = names[: (len(message.prompt_ids) - 1) // self._block_size]  # the last token is always computed
         return [replica.view(message, usable, now) for replica in self.replicas]
 
@@ -331,6 +334,12 @@ class Cluster:
         self.watch.look(now)
         if self._arriving or self.watch.busy:
             self._timeline.at(now + LOOK_SECONDS, self._look)
+
+
+@cache
+def _sampling(output: int) -> SamplingParams:
+    """What is asked of all answers of so many tokens."""
+    return SamplingParams(max_tokens=output, ignore_eos=True)
 
 
 def _config(cost: CostModel, shape: ServerShape, blocks: int) -> SchedulerConfig:

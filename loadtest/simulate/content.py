@@ -54,9 +54,12 @@ class Content:
         self._named: dict[tuple[str, str], int] = {}
         self._places: list[bytes] = []
 
-    def text(self, request: Planned) -> SimulatedText:
-        """The ids of a request's prompt and answer. Raises ValueError for a block id out of range."""
+    def text(self, request: Planned, *, named: bool = True) -> SimulatedText:
+        """The ids of a request's prompt and answer, and names unless nobody asks for them. Raises ValueError for a block id out of
+        range."""
         own = next(self._next)
+        if not named:
+            return SimulatedText([self._token(request, own)] * length_of(request), own, [], [])
         if request.prompt is None and request.blocks:
             prompt, leading = _ids(request), self._runs(request)
         else:

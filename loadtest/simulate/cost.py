@@ -92,8 +92,13 @@ class CostModel:
         self._operations = devices * hardware.operations_per_second[model.compute]
         self._attention_operations = devices * hardware.attention_operations_per_second
         self._bandwidth = devices * hardware.memory_bytes_per_second
-        self._dense, self._weights, self._active = model.experts == 1, model.layer_weights, model.active_weights
-        self._pair_operations = 4 * model.layers * model.heads * model.head_dim
+        self._dense, self._active_operations = model.experts == 1, 2 * model.active_weights
+        self._layer_seconds = model.layer_weights * model.weight_bits / 8 / self._bandwidth  # to read all of them
+        self._head_seconds = model.head_weights * model.head_bits / 8 / self._bandwidth
+        self._head_operations = 2 * model.head_weights
+        self._key_seconds = model.kv_bytes_per_token / self._bandwidth
+        self._pair_seconds = 4 * model.layers * model.heads * model.head_dim / self._attention_operations
+        self._decode_seconds = max(self._key_seconds, self._pair_seconds)
 
     def kv_blocks(self, block_size: int) -> int:
         """Blocks of `block_size` tokens that fit beside the weights. Raises SpecError if there is room for none."""
@@ -108,15 +113,11 @@ class CostModel:
 
     def seconds(self, work: Work) -> float:
         """The duration of one step."""
-        costs, (step, token, sequence, matrices, attention) = self.costs, self.features(work)
-        return (
-            costs.step * step
-            + costs.token * token
-            + costs.sequence * sequence
-            + costs.matrices * matrices
-            + costs.attention * attention
-            + self.fixed_seconds(work)
-        )
+        costs = self.costs
+        seconds = costs.step + costs.token * work.tokens + costs.sequence * work.sequences
+        seconds += costs.matrices * self._matrices(work)
+        seconds += costs.attention * self._attention(work)
+        return seconds + self.fixed_seconds(work) if work.moved or self.devices > 1 else seconds
 
     def features(self, work: Work) -> Features:
         """What each of `STEP_COSTS` multiplies: 1, tokens, sequences, and the two rooflines in seconds."""
@@ -133,18 +134,19 @@ class CostModel:
         return max((size / (self.devices * rates[tier]) for tier, size in moved.items()), default=0.0)
 
     def _matrices(self, work: Work) -> float:
-        model = self.model
-        read = self._weights if self._dense else model.read_weights(work.tokens)
-        seconds = max(read * model.weight_bits / 8 / self._bandwidth, 2 * self._active * work.tokens / self._operations)
+        tokens, read = work.tokens, self._layer_seconds
+        if not self._dense:
+            read = self.model.read_weights(tokens) * self.model.weight_bits / 8 / self._bandwidth
+        seconds = max(read, self._active_operations * tokens / self._operations)
         if work.samples:
-            head = model.head_weights * model.head_bits / 8 / self._bandwidth
-            seconds += max(head, 2 * model.head_weights * work.samples / self._operations)
+            seconds += max(self._head_seconds, self._head_operations * work.samples / self._operations)
         return seconds
 
     def _attention(self, work: Work) -> float:
-        key_bytes = self.model.kv_bytes_per_token / self._bandwidth
-        pair = self._pair_operations / self._attention_operations
-        return work.decode_keys * max(key_bytes, pair) + max(work.prefill_keys * key_bytes, work.prefill_pairs * pair)
+        seconds = work.decode_keys * self._decode_seconds
+        if work.prefill_keys:
+            seconds += max(work.prefill_keys * self._key_seconds, work.prefill_pairs * self._pair_seconds)
+        return seconds
 
     def _link_seconds(self, tokens: int) -> float:
         """Ring all-reduce: each device sends its part about twice, in activations of 16 bits."""

@@ -87,6 +87,8 @@ class WaitingQueue:
 
     def first(self) -> Request | None:
         """The first request of all, if any waits."""
+        if len(self._lanes) == 1:
+            return next(iter(self._lanes.values()))[0]
         return min((requests[0] for requests in self._lanes.values()), key=_place, default=None)
 
     @property

@@ -6,6 +6,7 @@ and two requests may share a block exactly if their keys are equal.
 
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ class BlockKey(NamedTuple):
     token_ids: tuple[int, ...]
 
 
+@lru_cache(maxsize=256)  # most requests have one of few
 def root_hash(fingerprint: str, cache_salt: str = "", adapter: str = "") -> bytes:
     """The parent hash of a sequence's first block.
 

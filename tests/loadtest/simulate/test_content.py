@@ -83,3 +83,12 @@ def test_a_named_block_of_a_trace_is_found_in_another_prompt_whatever_its_parts(
     content = Content(4)
     one, other = content.text(in_parts([1, 1, 2, 3], 2, 9)), content.text(in_parts([1, 2], 4, 9))
     assert one.names[0] == other.names[0] and not set(one.names[1:]) & set(other.names)
+
+
+def test_without_names_a_text_has_the_same_ids():
+    planned = [of_kind("own", "", 9), of_kind("own", "", 30)]
+    named, bare = Content(4), Content(4)
+    for each in planned:
+        one, other = named.text(each), bare.text(each, named=False)
+        assert (one.prompt, one.token) == (other.prompt, other.token)
+        assert one.prompt_names and other.names == other.prompt_names == []
