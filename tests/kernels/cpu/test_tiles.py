@@ -26,9 +26,10 @@ ALWAYS = TilesFrom(8, 8)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def packer():
-    """Weights are packed by a build for this processor."""
+def real():
+    """The build for this processor, which packs weights, too; it takes no tiles."""
     build(supported()[:1])
+    return NativeOps(supported()[0].library, 2, NO_TILES)
 
 
 @pytest.fixture(scope="session")
@@ -97,14 +98,15 @@ SHAPES = ["Q8_0", "Q4_K", "Q6_K", "Q2_K"]  # one for each shape of a panel: they
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("rows", [8, 9, 15, 16, 17, 31, 33, 48])
-def test_tiles_give_the_bits_of_vectors(alone, kind, rows):
-    """Of whole panels and, where blocks are small enough, parts of one."""
+def test_tiles_give_the_bits_of_vectors(alone, real, kind, rows):
+    """Emulated ones, and this processor's. Of whole panels and, where blocks are small enough, parts of one."""
     for columns in (256, 512) if FORMATS[kind].columns == 256 else (32, 416):
         packed = pack_gguf(torch.from_numpy(blocks(kind, 19, columns)), kind)
         inputs = weights(rows, columns, seed=rows) * torch.logspace(-3, 3, rows)[:, None]
         alone.emulated_products()
         tiled, plain = both_ways(alone, packed, inputs)
         assert torch.equal(tiled, plain)
+        assert torch.equal(tiled, real.linear(inputs, packed))
         close(tiled, reference.linear(inputs, packed), inputs, packed)
         parts = columns // (16 if kind in ("Q6_K", "Q2_K") else 32)
         assert alone.emulated_products() == 2 * parts * -(-rows // 16)  # tiles of weights, parts, blocks of rows
