@@ -30,7 +30,7 @@ COMMANDS = {
     "plan": ("loadtest.sizing.cli", "find the cheapest set of devices that keeps the objectives"),
     "layouts": ("loadtest.planner.cli", "find the best use of a number of GPUs"),
     "calibrate": ("loadtest.simulate.calibration.cli", "fit the cost model to measured runs"),
-    "evictions": ("loadtest.simulate.evictions", "hit rates of the eviction policies over a trace"),
+    "evictions": ("loadtest.evictions", "hit rates of the eviction policies over a trace"),
     "routing": ("loadtest.routing", "what routing policies find in caches, beside one cache as large as all"),
     "record": ("loadtest.workload.record", "make a trace from the server's access log"),
 }

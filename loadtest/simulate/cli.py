@@ -20,6 +20,7 @@ from loadtest.report.records import (
     measured_window,
 )
 from loadtest.report.trust import FITTED_COSTS
+from loadtest.simulate.apart import ApartCluster
 from loadtest.simulate.cluster import Cluster, RolePool, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
@@ -39,11 +40,12 @@ from loadtest.simulate.options import (
 )
 from loadtest.simulate.policy import PolicyOutcome, header
 from loadtest.stops import interruptible
-from loadtest.workload.numbers import positive
+from loadtest.workload.numbers import positive, whole
 from loadtest.workload.options import add_request_options
 from loadtest.workload.plan import Plan
 from scheduler.router.deadlines import Deadline, DeadlineFor
 from scheduler.router.policies import OLD_NAMES, ROUTERS, make_router
+from scheduler.router.round_robin import RoundRobin
 
 _TOLD_EVERY = 1.0  # seconds between updates of the progress line
 _WIDTH = 100  # columns of the table of failures
@@ -121,7 +123,11 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     pace = switching.bounds.tpot if switching else None
     machines = machines_of(options, cost)
     router = make_router(options.router, decode_slo=pace)
-    cluster = Cluster(cost, shape, router, replicas, machines=machines, deadlines=gate)
+    apart = isinstance(router, RoundRobin) and not (gate or machines.keeper or machines.failures)
+    if apart and isinstance(replicas, int) and replicas > 1:
+        cluster: Cluster = ApartCluster(cost, shape, replicas, options.processes)
+    else:
+        cluster = Cluster(cost, shape, router, replicas, machines=machines, deadlines=gate)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
@@ -181,7 +187,7 @@ def _progress(total: int) -> Callable[[int], None]:
 
     def tell(done: int) -> None:
         nonlocal told
-        if done % 256 == 0 and (now := time.monotonic()) - told > _TOLD_EVERY:
+        if (now := time.monotonic()) - told > _TOLD_EVERY:
             told = now
             print(f"\r{done} of {total} requests have arrived", end="" if done < total else "\n", file=sys.stderr)
 
@@ -209,6 +215,12 @@ def _parser() -> argparse.ArgumentParser:
     add_machine_options(parser)
     add_crowd_option(parser)
     parser.add_argument("--router", choices=[*ROUTERS, *OLD_NAMES], default="prefix-aware", help="[%(default)s]")
+    parser.add_argument(
+        "--processes",
+        type=whole,
+        metavar="N",
+        help="most that are started for replicas that take turns (--router round-robin) [as many as there are cores]",
+    )
     parser.add_argument(
         "--deadline",
         type=_deadline,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.simulate.evictions import blocks_asked, hit_rate, main, measure, optimum, pool_of
+from loadtest.evictions import blocks_asked, hit_rate, main, measure, optimum, pool_of
 from loadtest.workload.traces.read import read_trace
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parent / "data"
 MOONCAKE = str(DATA / "mooncake.jsonl")
 
 
