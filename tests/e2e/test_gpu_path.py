@@ -24,9 +24,9 @@ PROMPTS = [[*PREFIX, 7 * i + 3, i + 40] for i in range(2)] + [[9, 8, 7]]
 SAMPLED = [
     {},
     {"top_p": 0.8, "logprobs": 3},
-    pytest.param({"presence_penalty": 1.5, "repetition_penalty": 1.2}, marks=pytest.mark.long),
-    pytest.param({"bad_words": ["nn"], "logit_bias": {"110": 4}}, marks=pytest.mark.long),
-    pytest.param({"prompt_logprobs": 1, "logprobs": 2, "echo": True}, marks=pytest.mark.long),
+    {"presence_penalty": 1.5, "repetition_penalty": 1.2},
+    {"bad_words": ["nn"], "logit_bias": {"110": 4}},
+    {"prompt_logprobs": 1, "logprobs": 2, "echo": True},
 ]
 FLAGS = ("--block-size", "16", "--kv-blocks", "30", "--max-step-tokens", "16")
 
@@ -104,7 +104,7 @@ def private_folders(processes):
     return [Path(each.cmdline()[each.cmdline().index("--folder") + 1]) for each in processes]
 
 
-@pytest.mark.parametrize("ranks", ["alone", "pair"])
+@pytest.mark.parametrize("ranks", [pytest.param("alone", marks=pytest.mark.long), "pair"])
 def test_the_gpu_path_says_what_the_cpu_says(ranks, exact, request):
     server = request.getfixturevalue(ranks)
     assert answers(server) == exact
@@ -112,6 +112,7 @@ def test_the_gpu_path_says_what_the_cpu_says(ranks, exact, request):
     assert server.metrics()["headrace_prefix_hit_tokens_total"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", SAMPLED)
 def test_two_ranks_draw_what_one_draws(alone, pair, options):
     """Each rank draws for itself, from the same logits: on the device, and for some requests on the host."""

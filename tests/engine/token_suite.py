@@ -34,8 +34,8 @@ class SuiteSize:
         return self.count // 5
 
 
-QUICK = SuiteSize(count=6, output=24, longest=256)
-FULL = SuiteSize(count=20, output=64, longest=1000)  # three times the prompts and the tokens, and the longest
+QUICK = SuiteSize(count=6, output=16, longest=256)
+FULL = SuiteSize(count=20, output=64, longest=1000)  # three times the prompts, four times the tokens, and the longest
 
 
 def suite_prompts(tokenizer, size):
