@@ -23,10 +23,19 @@
 namespace headrace {
 
 constexpr int64_t SPAN = 128;  // keys of one partial result
+// Query rows, and vectors of keys and of dimensions, computed at once: their sums stay in registers, and each vector read serves all rows.
 #if defined(__AVX512F__)
-constexpr int QUERIES = 6;  // query rows computed at once
+constexpr int QUERIES = 6;
+template <int R>
+constexpr int KEYS = 2;
+template <int R>
+constexpr int DIMS = 4;
 #else
-constexpr int QUERIES = 2;
+constexpr int QUERIES = 5;
+template <int R>
+constexpr int KEYS = R == 1 ? 2 : 1;
+template <int R>
+constexpr int DIMS = R == 1 ? 4 : 1;
 #endif
 constexpr int MAX_DIM = 256;   // of a head
 constexpr float HIDDEN = -1e30f;
@@ -210,12 +219,12 @@ inline void span_of(const Keys& kv, const Ahead* ahead, int64_t begin, const Pai
   int64_t lowest = *std::min_element(low, low + R), highest = *std::max_element(high, high + R);
   const int64_t position = begin + std::max<int64_t>(lowest - begin, 0) / LANES * LANES;
   const int vectors = (int)((std::min<int64_t>(highest, begin + SPAN) - position + LANES - 1) / LANES);
-  const bool wide = kv.cache.block_size % (2 * LANES) == 0;
+  const bool wide = kv.cache.block_size % (KEYS<R> * LANES) == 0;
   for (int v = 0; v < vectors;) {
     const int64_t at = position + v * LANES;
     const uint32_t* next = ahead ? ahead->keys(at - begin) : nullptr;
-    const int count = wide && v + 2 <= vectors && at % (2 * LANES) == 0 ? 2 : 1;
-    if (count == 2) next ? scores<R, 2, true>(kv, at, queries, next, s) : scores<R, 2, false>(kv, at, queries, next, s);
+    const int count = wide && v + KEYS<R> <= vectors && at % (KEYS<R> * LANES) == 0 ? KEYS<R> : 1;
+    if (count == KEYS<R>) next ? scores<R, KEYS<R>, true>(kv, at, queries, next, s) : scores<R, KEYS<R>, false>(kv, at, queries, next, s);
     else next ? scores<R, 1, true>(kv, at, queries, next, s) : scores<R, 1, false>(kv, at, queries, next, s);
     v += count;
   }
@@ -225,7 +234,7 @@ inline void span_of(const Keys& kv, const Ahead* ahead, int64_t begin, const Pai
   }
   const int64_t dim = kv.cache.dim;
   int64_t d = 0;
-  for (; d + 4 * LANES <= dim; d += 4 * LANES) gather<R, 4>(kv, ahead, position, vectors, weights, d, part);
+  for (; d + DIMS<R> * LANES <= dim; d += DIMS<R> * LANES) gather<R, DIMS<R>>(kv, ahead, position, vectors, weights, d, part);
   for (; d < dim; d += LANES) gather<R, 1>(kv, ahead, position, vectors, weights, d, part);
 }
 
@@ -254,7 +263,7 @@ inline void copy(Partial& to, const Partial& from, int64_t dim) {
   std::memcpy(to.out, from.out, dim * sizeof(float));
 }
 
-constexpr int RUN = 48;  // query rows of one task of a prompt
+constexpr int RUN = 8 * QUERIES;  // query rows of one task of a prompt
 
 // All keys of `count` bundles, RUN rows at most: a span stays in cache while all of them use it. Results, fp32 [dim], go to
 // out + (row * heads + head) * dim.

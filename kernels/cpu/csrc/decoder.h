@@ -32,24 +32,26 @@ struct Step {
   const Chunk* chunk;
 };
 
-// Products of one matrix cut into tasks: TILES tiles and at most SEGMENT rows each, so that members end a phase together.
+// Products of one matrix cut into tasks of EACH tiles and at most SEGMENT rows, so that members end a phase together.
 struct Tasks {
+  static constexpr int EACH = std::max(TILES, 2);
   static constexpr int64_t SEGMENT = AT_ONCE;
   const Matrix& w;
   int64_t rows;
   int members;  // who take tasks in turn
 
-  int groups() const { return (w.tiles() + TILES - 1) / TILES; }
+  int groups() const { return (w.tiles() + EACH - 1) / EACH; }
   int segments() const { return (int)((rows + SEGMENT - 1) / SEGMENT); }
   int count() const { return groups() * segments(); }
 
   // emit(row, tile, outputs) for task i.
   template <class Emit>
   void run(int i, const Activations& in, Emit&& emit) const {
-    const int first = i % groups() * TILES, count = std::min(TILES, w.tiles() - first), segment = i / groups();
+    const int first = i % groups() * EACH, count = std::min(EACH, w.tiles() - first), segment = i / groups();
     const int64_t begin = rows * segment / segments(), end = rows * (segment + 1) / segments();
-    Tile tiles[TILES];
-    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t, members * TILES);
+    Tile tiles[EACH];
+    for (int t = 0; t < count; t++) tiles[t] = w.tile(first + t, members * EACH);
+    if (TILES == 1 || end - begin == 1) in_order(tiles, count);
     products(w.kind, tiles, count, in.from(begin), end - begin,
              [&](int64_t r, int t, f32x16 sums) { emit(begin + r, first + t, sums); });
   }
@@ -188,11 +190,12 @@ class Decoder {
   void gated(const Layer& layer, int unit, int64_t first_row, int64_t end) {
     const Matrix &gate = layer.gate, &up = layer.up;
     const int at = 2 * unit, skip = 2 * team_.size();
-    const Tile tiles[] = {gate.tile(at, skip), gate.tile(at + 1, skip), up.tile(at, skip), up.tile(at + 1, skip)};
+    Tile tiles[] = {gate.tile(at, skip), gate.tile(at + 1, skip), up.tile(at, skip), up.tile(at + 1, skip)};
+    if (TILES == 1 || end - first_row == 1) in_order(tiles, 4);
     f32x16 bias[4], out[CHUNK][4];
     for (int i = 0; i < 4; i++) bias[i] = bias_of(i < 2 ? layer.gate_bias : layer.up_bias, at + i % 2);
     for (int64_t begin = first_row; begin < end; begin += CHUNK) {
-      const int64_t count = std::min<int64_t>(CHUNK, end - begin);
+      const int64_t count = std::min(CHUNK, end - begin);
       const Activations some = normed_.from(begin);
       auto keep = [&](int first) { return [&, first](int64_t r, int t, f32x16 sums) { out[r][first + t] = sums + bias[first + t]; }; };
       if (gate.kind == up.kind) {
@@ -207,7 +210,8 @@ class Decoder {
     }
   }
 
-  static constexpr int CHUNK = HAS_TILES ? AT_ONCE : 4 * ROWS;  // rows of `gated` between product and quantization
+  // Rows of `gated` between product and quantization.
+  static constexpr int64_t CHUNK = HAS_TILES || TILES == 1 ? AT_ONCE : 4 * ROWS;
 
   void add_linear(float* hidden, const Matrix& w, const float* bias, const Activations& in, int64_t rows) {
     each_output(team_, w, in, rows, [&](int64_t r, int tile, f32x16 sums) {

@@ -21,8 +21,9 @@ namespace headrace {
 #if defined(__AVX512F__)
 constexpr int ROWS = 4, TILES = 4;
 #else
-constexpr int ROWS = 3, TILES = 2;
+constexpr int ROWS = 5, TILES = 1;
 #endif
+constexpr int64_t AT_ONCE = 48;  // rows that share an unpacked panel, at most
 constexpr int AHEAD = 4096;  // bytes asked for in advance by a single row, which reads one tile after the other
 
 // What one group of one row's activations needs beside its bytes.
@@ -108,8 +109,8 @@ inline void group_product(const uint8_t* const* records, int g, const int8_t* x,
   }
 }
 
-// out[r * T + t] = outputs of tiles[t] for row first + r. One row asks for what it will read soon of its tile; several, of which the first
-// cut asks, for the tiles whose turn comes next.
+// out[r * T + t] = outputs of tiles[t] for row first + r. One row asks for what it will read soon, of its tile or the next one; several, of
+// which the first cut asks, for the tiles whose turn comes next.
 template <class Format, int R, int T>
 inline void product(const Tile* tiles, const Activations& in, int64_t first, bool ask, f32x16* out) {
   constexpr int RECORD = record_bytes<Format>(), PARTS = Format::COLUMNS / GROUP, SHARE = (RECORD / PARTS + 63) / 64 * 64;
@@ -124,8 +125,10 @@ inline void product(const Tile* tiles, const Activations& in, int64_t first, boo
     for (int t = 0; t < T; t++) records[t] = tiles[t].records + at * RECORD;
     for (int g = 0; g < PARTS; g++, x += GROUP, scales++) {
       const int64_t share = at * RECORD + g * SHARE;
-      if constexpr (T == 1) prefetch(tiles[0].records + share + AHEAD, SHARE);
-      else
+      if constexpr (R == 1) {
+        const int64_t ahead = share + AHEAD - groups / PARTS * RECORD;
+        prefetch(ahead < 0 ? tiles[0].records + share + AHEAD : tiles[0].next + ahead, SHARE);
+      } else
         for (int t = 0; t < T && ask; t++) prefetch(tiles[t].next + share, SHARE);
       group_product<Format, R, T>(records, g, x, in.columns, scales, groups, sums);
     }
@@ -153,8 +156,18 @@ inline void multiply_rows(int64_t kind, const Tile* tiles, int first_tile, int c
   }
 }
 
-// Calls emit(row, tile, outputs) for `count` tiles, all of that kind, and all rows. One row is bound by reading its weights, which a
-// tile after the other reads best; more rows take TILES tiles together, of which the last may be there several times.
+// Tiles that are read one after another: the next one's turn comes before that of what `next` says, which comes after the last.
+inline void in_order(Tile* tiles, int count) {
+  const uint8_t* after = tiles[0].next;
+  for (int t = 0; t + 1 < count; t++) tiles[t].next = tiles[t + 1].records;
+  tiles[count - 1].next = after;
+}
+
+template <class Emit>
+void multiply_panels(int64_t kind, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit);  // `panel.h`
+
+// Calls emit(row, tile, outputs) for `count` tiles, all of that kind, and all rows, AT_ONCE at most. One row is bound by reading its
+// weights, which a tile after the other reads best; more rows take TILES tiles together, of which the last may be there several times.
 template <class Emit>
 inline void multiply(int64_t kind, const Tile* tiles, int count, const Activations& in, int64_t rows, Emit&& emit) {
   if (rows == 1) {
@@ -165,6 +178,9 @@ inline void multiply(int64_t kind, const Tile* tiles, int count, const Activatio
     }
     return;
   }
+#if !defined(__AVX512F__)
+  if (rows > ROWS) return multiply_panels(kind, tiles, count, in, rows, emit);
+#endif
   for (int t = 0; t < count; t += TILES) {
     Tile some[TILES];
     for (int i = 0; i < TILES; i++) some[i] = tiles[std::min(t + i, count - 1)];

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "matmul.h"
+#include "panel.h"
 
 namespace headrace {
 

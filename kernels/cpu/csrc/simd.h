@@ -170,6 +170,7 @@ inline Bytes pairs16(Bytes w, Bytes x) { return _mm512_maddubs_epi16(w, x); }
 inline Bytes pairs32(Bytes a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
 inline Bytes centred(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
 inline Bytes magnitudes(Bytes w) { return _mm512_abs_epi8(w); }
+inline void in_turn(Bytes&) {}
 inline Bytes signed_by(Bytes x, Bytes w) {
   return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
 }
@@ -186,6 +187,8 @@ inline Bytes pairs16(Bytes w, Bytes x) { return _mm256_maddubs_epi16(w, x); }
 inline Bytes pairs32(Bytes a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 inline Bytes centred(Bytes w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 inline Bytes magnitudes(Bytes w) { return _mm256_abs_epi8(w); }
+// What is added next is not added first to what comes after it: as a tree, of which GCC keeps all leaves in memory, sums took 1.6 times as long.
+inline void in_turn(Bytes& sum) { __asm__("" : "+x"(sum)); }
 inline Bytes signed_by(Bytes x, Bytes w) { return _mm256_sign_epi8(x, w); }
 
 #endif
@@ -210,6 +213,7 @@ struct Dots {
     for (int i = 0; i < PARTS; i++) {
       const Bytes some = products(part(w, i), splat_bytes(x));
       run[i] = j % RUN ? add16(run[i], some) : some;
+      in_turn(run[i]);
       if (j % RUN == RUN - 1 || j == N - 1) sum[i] = add32(j < RUN ? splat_bytes(start) : sum[i], pairs32(run[i]));
     }
   }

@@ -24,7 +24,6 @@ namespace headrace {
 
 constexpr int64_t NEVER = INT64_MAX;
 constexpr int LEAST = 8, MOST = 16;  // rows of a block
-constexpr int64_t AT_ONCE = 48;      // rows that share an unpacked panel
 
 // Columns that share a scale.
 inline int columns_of_scale(int64_t kind) {
