@@ -1,4 +1,4 @@
-"""Every operation of a CPU step beside its floor, in the shapes of SmolLM2-135M (30 layers, 576 wide, Q4_1, Q8_0 head).
+"""Every operation of a CPU step beside its floor, in the shapes and types of weights of a model.
 
 A floor is the larger of bytes / bandwidth and operations / rate. Both rates are measured in the same run, by torch: reading
 an array far larger than the caches, and int8 and fp32 matrix products. The weights of all layers are used in turn, as in a step,
@@ -20,10 +20,35 @@ from kernels.cpu.native import NativeChunk, NativeOps
 from kernels.cpu.packing import PackedMatrix, pack_gguf
 from kernels.cpu.variants import choose
 
-LAYERS, HIDDEN, INNER, VOCAB = 30, 576, 1536, 49152
-HEADS, KV_HEADS, DIM, BLOCK = 9, 3, 64, 32
-QKV = (HEADS + 2 * KV_HEADS) * DIM
+BLOCK = 32  # tokens
 SAMPLING = 32  # rows; the head is computed only for rows that sample, of which a prompt has one
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A model's sizes, and the types of its matrices: of `down` every other one has its own."""
+
+    layers: int
+    hidden: int
+    inner: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    dim: int
+    kind: str
+    down_kind: str
+    head_kind: str
+
+    @property
+    def qkv(self) -> int:
+        """Outputs of queries, keys and values together."""
+        return (self.heads + 2 * self.kv_heads) * self.dim
+
+
+MODELS = {
+    "smollm2-135m": ModelShape(30, 576, 1536, 49152, 9, 3, 64, "Q4_1", "Q4_1", "Q8_0"),
+    "qwen2.5-1.5b": ModelShape(28, 1536, 8960, 151936, 12, 2, 128, "Q4_K", "Q6_K", "Q6_K"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +76,7 @@ class Row:
         return max(self.bytes / rates.read, self.operations / self.rate)
 
 
-def main(threads: int | None, rounds: int) -> int:
+def main(threads: int | None, rounds: int, model: str) -> int:
     """Print the table. Returns the exit code: 1 if there are no kernels to measure."""
     kernels = choose()
     if kernels.library is None:
@@ -62,12 +87,12 @@ def main(threads: int | None, rounds: int) -> int:
     ops = NativeOps(kernels.library, threads)
     rates = measure_rates(rounds, native_bf16="bf16" in kernels.library.name)
     torch.set_num_threads(1)  # torch's own threads spin for a while after their work, and the kernels need the cores
-    print(f"{kernels.reason}; {threads} threads; {ops.tiles}")
+    print(f"{kernels.reason}; {threads} threads; {ops.tiles}; shapes of {model}")
     print(
         f"machine: reads {rates.read / 1e9:.1f} GB/s, int8 {rates.int8 / 1e9:.0f} GOP/s, fp32 {rates.fp32 / 1e9:.0f} GFLOP/s"
     )
     print(f"{'all layers of a step':34}{'ms':>8}{'MB':>8}{'GOP':>8}{'floor ms':>10}{'x floor':>9}")
-    for row in Bench(ops, rates, rounds).rows():
+    for row in Bench(ops, rates, rounds, MODELS[model]).rows():
         floor = row.floor(rates)
         print(
             f"{row.name:34}{1e3 * row.seconds:8.2f}{row.bytes / 1e6:8.1f}{row.operations / 1e9:8.2f}"
@@ -95,17 +120,23 @@ class Bench:
     ops: NativeOps
     rates: Rates
     rounds: int
+    model: ModelShape
 
     def rows(self) -> Iterator[Row]:
         """All rows of the table."""
+        model = self.model
+        kinds = (model.kind, model.kind)
         shapes = {
-            "qkv": (QKV, HIDDEN),
-            "o": (HIDDEN, HEADS * DIM),
-            "gate, up": (2 * INNER, HIDDEN),
-            "down": (HIDDEN, INNER),
+            "qkv": (model.qkv, model.hidden, kinds),
+            "o": (model.hidden, model.heads * model.dim, kinds),
+            "gate, up": (2 * model.inner, model.hidden, kinds),
+            "down": (model.hidden, model.inner, (model.kind, model.down_kind)),
         }
-        weights = {name: [random_matrix(*shape, "Q4_1") for _ in range(LAYERS)] for name, shape in shapes.items()}
-        weights["head"] = [random_matrix(VOCAB, HIDDEN, "Q8_0")]
+        weights = {
+            name: [random_matrix(outputs, columns, kinds[layer % 2]) for layer in range(model.layers)]
+            for name, (outputs, columns, kinds) in shapes.items()
+        }
+        weights["head"] = [random_matrix(model.vocab, model.hidden, model.head_kind)]
         for rows in (1, 8, 32, 128):
             for name, matrices in weights.items():
                 if name != "head" or rows <= SAMPLING:
@@ -126,6 +157,7 @@ class Bench:
 
     def attention(self, chunks: list[NativeChunk]) -> Row:
         """Placing keys and values and attending, in all layers. Every sequence has its own blocks, in random order."""
+        model = self.model
         need = [-(-(chunk.start + chunk.rows) // BLOCK) for chunk in chunks]
         order = torch.randperm(sum(need), generator=torch.Generator().manual_seed(0)).tolist()
         ends = list(accumulate(need))
@@ -133,17 +165,19 @@ class Bench:
             NativeChunk(chunk.rows, chunk.start, order[end - blocks : end])
             for chunk, blocks, end in zip(chunks, need, ends, strict=True)
         ]
-        storage = torch.zeros(ends[-1], LAYERS, KV_HEADS, 2, BLOCK * DIM // 2, dtype=torch.int32)
+        storage = torch.zeros(ends[-1], model.layers, model.kv_heads, 2, BLOCK * model.dim // 2, dtype=torch.int32)
         rows, longest = sum(chunk.rows for chunk in chunks), max(chunk.start + chunk.rows for chunk in chunks)
-        qkv = torch.randn(rows, QKV)
-        turn = {"cos": torch.ones(longest, DIM // 2), "sin": torch.zeros(longest, DIM // 2)}
-        work = partial(self.ops.attention, qkv, placed, storage, heads=HEADS, layers=range(LAYERS), window=0, **turn)
+        qkv = torch.randn(rows, model.qkv)
+        turn = {"cos": torch.ones(longest, model.dim // 2), "sin": torch.zeros(longest, model.dim // 2)}
+        layers = range(model.layers)
+        work = partial(self.ops.attention, qkv, placed, storage, heads=model.heads, layers=layers, window=0, **turn)
         seconds = median(work, self.rounds)
         seen = sum(chunk.rows * (chunk.start + (chunk.rows + 1) / 2) for chunk in chunks)  # keys, over all rows
-        size = sum(chunk.start + chunk.rows for chunk in chunks) * LAYERS * KV_HEADS * DIM * 4
+        size = sum(chunk.start + chunk.rows for chunk in chunks) * model.layers * model.kv_heads * model.dim * 4
         kind = "decode" if chunks[0].rows == 1 else "prefill"
         name = f"attention, {kind} {rows} at {chunks[0].start}"
-        return Row(name, seconds, size, 4 * seen * HEADS * DIM * LAYERS, self.rates.bf16)
+        operations = 4 * seen * model.heads * model.dim * model.layers
+        return Row(name, seconds, size, operations, self.rates.bf16)
 
 
 def random_matrix(outputs: int, columns: int, kind: str) -> PackedMatrix:
