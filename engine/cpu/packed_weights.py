@@ -39,15 +39,20 @@ def assemble_packed(reader: TensorReader, config: ModelConfig, *, place: Placer 
     """
     FAST.check(config)
     family = family_of(config)
+
+    def table(role: str) -> PackedMatrix:
+        return place(_matrix(reader, family.tensor(role).hf))
+
+    roles = ("embedding",) if config.tie_word_embeddings else ("embedding", "head")
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        table = threads.submit(lambda: place(_matrix(reader, family.tensor("embedding").hf)))
+        tables = [threads.submit(table, role) for role in roles]
         layers = list(threads.map(lambda index: place(_layer(reader, config, index)), range(config.layers)))
-        embedding = table.result()
+        embedding, head = tables[0].result(), tables[-1].result()
     return PackedWeights(
         embedding=embedding,
         layers=layers,
         final_norm=read(reader, family.tensor("final_norm").hf).clone(),
-        head=embedding if config.tie_word_embeddings else place(_matrix(reader, family.tensor("head").hf)),
+        head=head,
         rope_factors=reader.rope_factors,
     )
 

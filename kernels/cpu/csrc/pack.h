@@ -1,7 +1,7 @@
 // GGUF's blocks to the tiles of `formats.h`, and back to fp32. Bits are moved, never rounded.
 //
-// A type's `unpack` gives the columns of one block, one byte each, as `Format::quants` will have them; then `place_header` writes what
-// belongs to one output into a record, and `place_group` its quants. Layouts of blocks: ggml's ggml-common.h and, in words, the
+// A type's `unpack` gives the columns of one block, one byte each, as `Format::quants` will have them, and `place_header` writes what belongs
+// to one output into a record; then `place_group` writes the quants of 16 outputs. Layouts of blocks: ggml's ggml-common.h and, in words, the
 // `gguf` package's quants.py.
 #pragma once
 
@@ -24,7 +24,7 @@ template <bool FIFTH, int HALVES>
 struct PlainBlock {
   static constexpr int BYTES_OF = 2 * HALVES + (FIFTH ? 4 : 0) + 16;
 
-  static void unpack(const uint8_t* block, uint8_t* q) {
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) {
     halves(block + BYTES_OF - 16, q);
     if constexpr (FIFTH) {
       const uint32_t bits = load<uint32_t>(block + 2 * HALVES);
@@ -39,7 +39,7 @@ struct PlainBlock {
 struct ByteBlock {  // Q8_0
   static constexpr int BYTES_OF = 34;
 
-  static void unpack(const uint8_t* block, uint8_t* q) {
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) {
     for (int i = 0; i < GROUP; i++) q[i] = block[2 + i] ^ 0x80;
   }
   static void place_header(const uint8_t* block, int lane, uint8_t* record) { copy_half(record, lane, block); }
@@ -48,7 +48,7 @@ struct ByteBlock {  // Q8_0
 struct ExponentBlock {  // MXFP4
   static constexpr int BYTES_OF = 17;
 
-  static void unpack(const uint8_t* block, uint8_t* q) { halves(block + 1, q); }
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) { halves(block + 1, q); }
   static void place_header(const uint8_t* block, int lane, uint8_t* record) { record[lane] = block[0]; }
 };
 
@@ -58,7 +58,7 @@ template <bool FIFTH>
 struct SixBitBlock {  // Q4_K, Q5_K
   static constexpr int BYTES_OF = FIFTH ? 176 : 144;
 
-  static void unpack(const uint8_t* block, uint8_t* q) {
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) {
     const uint8_t *high = block + 16, *low = high + (FIFTH ? 32 : 0);
     for (int g = 0; g < 8; g++)
       for (int i = 0; i < GROUP; i++) {
@@ -71,11 +71,13 @@ struct SixBitBlock {  // Q4_K, Q5_K
   static void place_header(const uint8_t* block, int lane, uint8_t* record) {
     copy_half(record, lane, block);
     copy_half(record + 32, lane, block + 2);
-    const uint8_t* s = block + 4;
+    const uint32_t first = load<uint32_t>(block + 4), second = load<uint32_t>(block + 8), third = load<uint32_t>(block + 12);
+    const uint32_t scales[] = {first & 0x3f3f3f3f, (third & 0x0f0f0f0f) | (first >> 6 & 0x03030303) << 4};
+    const uint32_t minima[] = {second & 0x3f3f3f3f, (third >> 4 & 0x0f0f0f0f) | (second >> 6 & 0x03030303) << 4};
     for (int g = 0; g < 8; g++) {
       uint8_t* to = record + 64 + 32 * g + lane;
-      to[0] = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
-      to[16] = g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | (s[g] >> 6) << 4;
+      to[0] = (uint8_t)(scales[g / 4] >> 8 * (g % 4));
+      to[16] = (uint8_t)(minima[g / 4] >> 8 * (g % 4));
     }
   }
 };
@@ -83,7 +85,7 @@ struct SixBitBlock {  // Q4_K, Q5_K
 struct IQ4_XSBlock {
   static constexpr int BYTES_OF = 136;
 
-  static void unpack(const uint8_t* block, uint8_t* q) {
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) {
     for (int g = 0; g < 8; g++) halves(block + 8 + 16 * g, q + GROUP * g);
   }
   static void place_header(const uint8_t* block, int lane, uint8_t* record) {
@@ -99,7 +101,7 @@ struct IQ4_XSBlock {
 struct Q6_KBlock {
   static constexpr int BYTES_OF = 210;
 
-  static void unpack(const uint8_t* block, uint8_t* q) {
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) {
     for (int n = 0; n < 2; n++) {
       const uint8_t *low = block + 64 * n, *high = block + 128 + 32 * n;
       for (int part = 0; part < 4; part++)
@@ -123,7 +125,7 @@ inline void quarters(const uint8_t* from, uint8_t* q) {
 struct Q2_KBlock {
   static constexpr int BYTES_OF = 84;
 
-  static void unpack(const uint8_t* block, uint8_t* q) { quarters(block + 16, q); }
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) { quarters(block + 16, q); }
   static void place_header(const uint8_t* block, int lane, uint8_t* record) {
     copy_half(record, lane, block + 80);
     copy_half(record + 32, lane, block + 82);
@@ -134,7 +136,7 @@ struct Q2_KBlock {
 struct Q3_KBlock {
   static constexpr int BYTES_OF = 110;
 
-  static void unpack(const uint8_t* block, uint8_t* q) {
+  static void unpack(const uint8_t* __restrict block, uint8_t* __restrict q) {
     quarters(block + 32, q);
     for (int g = 0; g < 8; g++)
       for (int i = 0; i < GROUP; i++) q[GROUP * g + i] |= (block[i] >> g & 1) << 2;
@@ -168,36 +170,49 @@ template <> struct BlockOf<IQ4_XSFormat> : IQ4_XSBlock {};
 
 // --- quants into a group ---------------------------------------------------------------------------------------------------
 
-inline void place(uint8_t* at, int vector, int lane, uint32_t dword) { std::memcpy(at + 64 * vector + 4 * lane, &dword, 4); }
-inline uint32_t quad(const uint8_t* q, int j) { return load<uint32_t>(q + 4 * j); }
-
-inline void place_nibbles(const uint8_t* q, int lane, uint8_t* at) {
-  for (int v = 0; v < 4; v++) place(at, v, lane, (quad(q, v) & 0x0f0f0f0f) | (quad(q, v + 4) & 0x0f0f0f0f) << 4);
-}
-inline void place_pairs(const uint8_t* q, int from, int lane, uint8_t* at) {
-  for (int v = 0; v < 2; v++) {
-    uint32_t dword = 0;
-    for (int n = 0; n < 4; n++) dword |= (quad(q, 4 * v + n) >> from & 0x03030303) << 2 * n;
-    place(at, v, lane, dword);
+// One group's columns of 16 outputs, 32 bytes that are `stride` bytes apart: vector j of `quads` has columns 4j .. 4j+3 of all of them.
+inline void transpose(const uint8_t* q, int64_t stride, u32x16* quads) {
+  for (int half = 0; half < 2; half++) {
+    __m256i a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = load<__m256i>(q + (8 * half + i) * stride);
+    for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    for (int i = 0; i < 8; i += 4)
+      for (int k = 0; k < 2; k++)
+        a[i + 2 * k] = _mm256_unpacklo_epi64(b[i + k], b[i + k + 2]), a[i + 2 * k + 1] = _mm256_unpackhi_epi64(b[i + k], b[i + k + 2]);
+    for (int i = 0; i < 4; i++) {
+      store((uint8_t*)(quads + i) + 32 * half, _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
+      store((uint8_t*)(quads + i + 4) + 32 * half, _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+    }
   }
 }
-inline void place_single(const uint8_t* q, int from, int lane, uint8_t* at) {
-  uint32_t dword = 0;
-  for (int n = 0; n < 8; n++) dword |= (quad(q, n) >> from & 0x01010101) << n;
-  place(at, 0, lane, dword);
+
+inline void place_nibbles(const u32x16* q, uint8_t* at) {
+  for (int v = 0; v < 4; v++) store(at + 64 * v, (q[v] & 0x0f0f0f0fu) | (q[v + 4] & 0x0f0f0f0fu) << 4);
+}
+inline void place_pairs(const u32x16* q, int from, uint8_t* at) {
+  for (int v = 0; v < 2; v++) {
+    u32x16 whole{};
+    for (int n = 0; n < 4; n++) whole = whole | (q[4 * v + n] >> from & 0x03030303u) << 2 * n;
+    store(at + 64 * v, whole);
+  }
+}
+inline void place_single(const u32x16* q, int from, uint8_t* at) {
+  u32x16 whole{};
+  for (int n = 0; n < 8; n++) whole = whole | (q[n] >> from & 0x01010101u) << n;
+  store(at, whole);
 }
 
 template <class Format>
-inline void place_group(const uint8_t* q, int lane, uint8_t* at) {
+inline void place_group(const u32x16* q, uint8_t* at) {
   if constexpr (Format::EACH == BYTES) {
-    for (int v = 0; v < 8; v++) place(at, v, lane, quad(q, v));
+    for (int v = 0; v < 8; v++) store(at + 64 * v, q[v]);
   } else if constexpr (Format::EACH == PAIRS || Format::EACH == PAIRS + SINGLE) {
-    place_pairs(q, 0, lane, at);
-    if constexpr (Format::EACH > PAIRS) place_single(q, 2, lane, at + PAIRS);
+    place_pairs(q, 0, at);
+    if constexpr (Format::EACH > PAIRS) place_single(q, 2, at + PAIRS);
   } else {
-    place_nibbles(q, lane, at);
-    if constexpr (Format::EACH == NIBBLES + PAIRS) place_pairs(q, 4, lane, at + NIBBLES);
-    if constexpr (Format::EACH == NIBBLES + SINGLE) place_single(q, 4, lane, at + NIBBLES);
+    place_nibbles(q, at);
+    if constexpr (Format::EACH == NIBBLES + PAIRS) place_pairs(q, 4, at + NIBBLES);
+    if constexpr (Format::EACH == NIBBLES + SINGLE) place_single(q, 4, at + NIBBLES);
   }
 }
 
@@ -205,19 +220,24 @@ inline void place_group(const uint8_t* q, int lane, uint8_t* at) {
 template <class Format>
 inline void pack(const uint8_t* rows, int64_t stride, int64_t outputs, int64_t columns, uint8_t* out) {
   using Block = BlockOf<Format>;
-  const int64_t records = columns / Format::COLUMNS;
-  for (int64_t first = 0; first < outputs; first += TILE, out += records * record_bytes<Format>()) {
+  constexpr int RECORD = record_bytes<Format>();
+  alignas(64) uint8_t q[TILE][Format::COLUMNS];
+  for (int64_t first = 0; first < outputs; first += TILE) {
     const int lanes = (int)std::min<int64_t>(TILE, outputs - first);
-    if (lanes < TILE) std::memset(out, 0, records * record_bytes<Format>());
-    for (int64_t at = 0; at < records; at++)
+    if (lanes < TILE) std::memset(q, 0, sizeof q);
+    for (int64_t at = 0; at < columns / Format::COLUMNS; at++, out += RECORD) {
+      if (lanes < TILE) std::memset(out, 0, Format::HEADER);
       for (int lane = 0; lane < lanes; lane++) {
         const uint8_t* block = rows + (first + lane) * stride + at * Block::BYTES_OF;
-        uint8_t *record = out + at * record_bytes<Format>(), q[Format::COLUMNS];
-        Block::unpack(block, q);
-        Block::place_header(block, lane, record);
-        for (int g = 0; g < Format::COLUMNS / GROUP; g++)
-          place_group<Format>(q + g * GROUP, lane, record + Format::HEADER + g * Format::EACH);
+        Block::unpack(block, q[lane]);
+        Block::place_header(block, lane, out);
       }
+      for (int g = 0; g < Format::COLUMNS / GROUP; g++) {
+        u32x16 quads[GROUP / 4];
+        transpose(q[0] + g * GROUP, Format::COLUMNS, quads);
+        place_group<Format>(quads, out + Format::HEADER + g * Format::EACH);
+      }
+    }
   }
 }
 
