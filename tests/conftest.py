@@ -41,6 +41,11 @@ def pytest_collection_finish() -> None:
         from tests.interpreter import quicken
 
         quicken()
+    if "httpx" in sys.modules:
+        from httpx._transports import default
+
+        # Each client reads all the certificates there are, for which no test has a use: 50 ms, and many ask by `httpx.get`.
+        default.create_ssl_context = cache(default.create_ssl_context)
 
 
 def pytest_sessionfinish() -> None:
