@@ -33,9 +33,6 @@ class TilesFrom(NamedTuple):
         if self == NO_TILES:
             return "no tiles"
 
-        if self == NO_TILES:
-            return "no tiles"
-
         def words(rows: int) -> str:
             return "never" if rows == NEVER else f"from {rows} rows on"
 

@@ -105,7 +105,9 @@ def test_without_a_set_it_says_which_kinds_were_tried():
     assert (content["answer"], content["open"], len(content["trials"])) == (None, "x", len(pool.outcomes))
 
 
-@pytest.mark.parametrize(("number", "jobs"), [pytest.param(signal.SIGINT, "1", marks=pytest.mark.long), (signal.SIGTERM, "2")])
+@pytest.mark.parametrize(
+    ("number", "jobs"), [pytest.param(signal.SIGINT, "1", marks=pytest.mark.long), (signal.SIGTERM, "2")]
+)
 def test_a_command_that_is_interrupted_reports_what_it_has(number, jobs, tmp_path):
     with command("--jobs", jobs, "--output", str(tmp_path)) as process:
         while "keeps the goal over the busiest stretch" not in (line := process.stderr.readline()):
