@@ -117,7 +117,7 @@ class TestFast:
 
     def test_swapped_out_and_back(self, build_fast, prompts, plain):
         longest = max(len(prompt) for prompt in prompts) + OUTPUT
-        blocks = -(-longest // BLOCK) + (14 if WHOLE else 1)
+        blocks = -(-longest // BLOCK) + (14 if WHOLE else 0)
         settings = Settings(kv_host_gib=0.5, preemption="swap")
         with tiered(build_fast, settings=settings, blocks=blocks, decode_watermark=0.0) as engine:
             assert generate(engine, prompts) == plain
