@@ -86,10 +86,10 @@ def split_whole(needs: Iterable[Need], budget: int) -> dict[int, int]:
 
 
 def _split_class(needs: Sequence[Need], budget: int) -> dict[int, int]:
-    oldest, remaining = min([(need.arrival, need.remaining) for need in needs])
+    oldest, remaining = min([(arrival, remaining) for _, arrival, remaining in needs])
     shares = {oldest: min(remaining, -(-budget // 2))}
     left = budget - shares[oldest]
-    for remaining, arrival in sorted([(need.remaining, need.arrival) for need in needs]):
+    for remaining, arrival in sorted([(remaining, arrival) for _, arrival, remaining in needs]):
         if not left:
             break
         given = shares.get(arrival, 0)

@@ -217,7 +217,8 @@ class Eviction:
             until, _, key = heappop(self._ends)
             if self._until.get(key) == until:
                 over.append(key)
-        self.unpin(over)
+        if over:
+            self.unpin(over)
 
     def _drop_kept(self, key: bytes) -> bool:
         here = key in self._kept

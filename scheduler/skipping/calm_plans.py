@@ -76,8 +76,11 @@ class CalmPlans:
         if not self._possible or self._table.idle_open:
             return False
         running, left = self._table.running, self._budget - step.tokens
-        if left == self._budget or any(chunk.request_id not in running for chunk in step.chunks):
+        if left == self._budget:
             return False
+        for chunk in step.chunks:
+            if chunk.request_id not in running:
+                return False
         if left <= 0:
             return True
         if self._table.waiting and len(running) < self._most:

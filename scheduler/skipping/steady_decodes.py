@@ -19,12 +19,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from operator import attrgetter
 
 from scheduler.skipping.parts import SchedulerParts
 from scheduler.token_budget import decode_room
 from scheduler.types.request import Request
 from scheduler.types.step import Chunk, ChunkPhase, ChunkResult, Step, StepWork
 
+_place_of = attrgetter("place")
 Sampled = Callable[[str, range], list[int]]  # of a request: the ids that steps sampled for it
 
 _SHORTEST = 3  # steps; for fewer a sequence does not join
@@ -65,6 +67,7 @@ class _Row:
     absorbed: int  # the newest step whose token is in `tokens`; `joined` at first
     last: int  # in which it decodes
     fills: int  # whose token fills one
+    place: tuple[int, int]  # among the decodes of a step; nobody's changes while it is steady
 
 
 class SteadyDecodes:
@@ -169,6 +172,7 @@ class SteadyDecodes:
             absorbed=step_id,
             last=step_id + request.output_limit - request.output_tokens,
             fills=step_id + size - request.known % size,
+            place=_place(request),
         )
         self._rows[request.request_id] = row
         del self._table.moving[request.request_id]
@@ -183,8 +187,11 @@ class SteadyDecodes:
         return self._rows.get(row.request.request_id) is row
 
     def _due(self, rows: Iterable[_Row]) -> list[_Row]:
-        due = [row for row in rows if self._stays(row)]
-        return sorted(due, key=_place_of) if len(due) > 1 else due
+        steady = self._rows
+        due = [row for row in rows if steady.get(row.request.request_id) is row]
+        if len(due) > 1:
+            due.sort(key=_place_of)
+        return due
 
     def _lacking(self, step_id: int) -> list[Request]:
         """Those that lack a block in this plan. They will have it, and lack the next one as many steps later as it has tokens."""
@@ -225,7 +232,7 @@ class SteadyDecodes:
         if chunk.phase is not ChunkPhase.DECODE:
             return True
         request = self._table.open.get(chunk.request_id)
-        return request is not None and _place_of(row) < _place(request)
+        return request is not None and row.place < _place(request)
 
     def _fill(self, row: _Row) -> None:
         self._settle(row)
@@ -345,11 +352,6 @@ class SteadyDecodes:
             step = following
         self._stats.steps += steps
         return step
-
-
-def _place_of(row: _Row) -> tuple[int, int]:
-    """Among the decodes of a step."""
-    return _place(row.request)
 
 
 def _place(request: Request) -> tuple[int, int]:
