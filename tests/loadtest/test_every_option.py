@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import routing, sweep
+from loadtest import evictions, routing, sweep
 from loadtest.grid import cli as grid
 from loadtest.options import replay_parser
 from loadtest.planner import cli as planner
 from loadtest.report import compare
 from loadtest.simulate import cli as simulator
-from loadtest.simulate import evictions
 from loadtest.simulate.calibration import cli as calibrate
 from loadtest.sizing import cli as sizing
 from loadtest.workload.numbers import count, not_negative, positive, share, whole
