@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from loadtest.quality import compare
 
 TEXT = (
@@ -18,6 +20,7 @@ def test_a_server_agrees_with_itself(server):
     assert 1 < found.reference < 100
 
 
+@pytest.mark.long
 def test_fast_is_close_to_exact(server, exact_server):
     found = asyncio.run(compare(exact_server.url, server.url, TEXT, window=64))
     assert found.agreement > 0.9

@@ -28,9 +28,8 @@ def client_of(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.mark.parametrize(
-    ("count", "kills"), [(20, 1), pytest.param(1000, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("count", "kills"), [(20, 1), pytest.param(1000, 5, marks=pytest.mark.timeout(1800))])
 def test_a_batch_outlives_kills_of_its_server(tmp_path, count, kills):
     server, ended = None, []
     try:
