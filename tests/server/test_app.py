@@ -184,11 +184,11 @@ def test_a_body_of_exactly_the_limit_is_read():
 def test_unknown_routes_and_methods():
     async def body():
         async with http(idle_app()[0]) as client:
-            error = check_error(await client.get("/v1/nowhere"), 404, "not_found")
-            assert "/v1/nowhere" in error["message"]
-            response = await client.get("/v1/completions")
-            assert "POST" in check_error(response, 405, "method_not_allowed")["message"]
-            assert response.headers["allow"] == "POST"
+            assert "/v1/nowhere" in check_error(await client.get("/v1/nowhere"), 404, "not_found")["message"]
+            for path, wrong, right in (("/v1/completions", "GET", "POST"), ("/v1/models", "POST", "GET")):
+                response = await client.request(wrong, path)
+                assert right in check_error(response, 405, "method_not_allowed")["message"]
+                assert response.headers["allow"] == right
 
     run(body)
 
