@@ -126,6 +126,10 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
     apart = isinstance(router, RoundRobin) and not (gate or machines.keeper or machines.failures)
     if apart and isinstance(replicas, int) and replicas > 1:
         cluster: Cluster = ApartCluster(cost, shape, replicas, options.processes)
+    elif options.processes is not None:
+        raise ValueError(
+            "--processes is for replicas that take turns, without deadlines, keepers and failures: --router round-robin"
+        )
     else:
         cluster = Cluster(cost, shape, router, replicas, machines=machines, deadlines=gate)
     about = {

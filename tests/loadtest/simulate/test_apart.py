@@ -93,7 +93,8 @@ def test_the_command_plays_apart_what_takes_turns(flags, played_apart, tmp_path,
     path = tmp_path / "azure.csv"
     rows = [f"2023-11-16 18:15:{40 + index}.6805900,{200 + 40 * index},{10 + index}" for index in range(8)]
     path.write_text("\r\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
-    server = ["--hardware", "h200", "--model", "qwen3-0.6b", "--block-size", "32", "--processes", "1"]
+    server = ["--hardware", "h200", "--model", "qwen3-0.6b", "--block-size", "32"]
+    flags = [*flags, "--processes", "1"] if played_apart else flags
     assert cli.main([str(path), *server, *flags, "--output", str(tmp_path / "out")]) == 0
     run = read_run(tmp_path / "out" / "run.json")
     assert len(run.records) == 8 and [record.index for record in run.records] == list(range(8))
