@@ -11,6 +11,7 @@ from loadtest.client.event_stream import StreamEvent, events_of
 from loadtest.client.sse_grammar import GrammarError, Kind, StreamValidator
 from loadtest.client.streams import StreamedAnswer, StreamReader, error_message, json_value
 from loadtest.report.records import ErrorClass, RequestRecord
+from loadtest.report.token_times import TokenTimes
 
 _SHOWN = 300  # characters shown of an error's body
 _MOST = 1 << 53  # a count beyond this is none, and would not survive a report's arithmetic
@@ -104,7 +105,8 @@ def _fill(record: RequestRecord, answer: StreamedAnswer) -> None:
     record.cached_tokens = count_of(details.get("cached_tokens")) if isinstance(details, dict) else None
     if answer.timings is not None:
         record.timings = {name: float(value) for name, value in answer.timings.items() if _is_time(value)}
-    record.tokens = list(zip([at for at, _, _ in answer.texts], _shares(answer, record.output_tokens), strict=True))
+    times, shares = [at for at, _, _ in answer.texts], _shares(answer, record.output_tokens)
+    record.tokens = TokenTimes.of(list(zip(times, shares, strict=True)))
 
 
 def _shares(answer: StreamedAnswer, total: int | None) -> list[int]:

@@ -14,7 +14,8 @@ from math import cbrt
 
 import numpy as np
 
-from loadtest.report.columns import Columns, Floats, Ints, concurrency
+from loadtest.report.columns import Columns, concurrency
+from loadtest.report.events import Floats, Ints
 from loadtest.report.records import LoadRun
 
 PARTS = 40  # windows by which a run's rates are resampled
@@ -131,9 +132,9 @@ def _percentiles(columns: Columns) -> list[Figure]:
 def _sample(columns: Columns, name: str) -> Sample:
     """The values of complete answers."""
     if name == "itl":
-        kept = columns.whole[columns.gap_owner]
-        step = max(1, -(-int(kept.sum()) // MOST_VALUES))
-        return Sample(columns.gap[kept][::step], columns.gap_owner[kept][::step])
+        gaps = columns.events.gaps(columns.whole)
+        step = max(1, -(-gaps.size // MOST_VALUES))
+        return Sample(gaps[::step], columns.events.gap_owners(columns.whole, step))
     values = columns.timings[name] if name in columns.timings else getattr(columns, name)
     places = np.flatnonzero(columns.whole)
     return Sample(values[places], places)

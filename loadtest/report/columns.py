@@ -3,18 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf, nextafter
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from loadtest.report.events import Events, Flags, Floats, Names
 from loadtest.report.records import LoadRun, Objective, RequestRecord
-from loadtest.report.token_times import TokenTimes, tokens_in
+from loadtest.report.token_times import tokens_in
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Ints: TypeAlias = npt.NDArray[np.int64]
-Flags: TypeAlias = npt.NDArray[np.bool_]
-Names: TypeAlias = npt.NDArray[np.str_]
 Item = TypeVar("Item")
 
 # Key of a record's server-side timing -> its name in a report.
@@ -25,7 +21,7 @@ SERVER_TIMINGS = {"queue_ms": "queue", "prefill_ms": "prefill", "decode_ms": "de
 class Columns:
     """The records of a run by column. Times and durations are in seconds; NaN if something did not happen.
 
-    All but the last six have shape [requests], in the order of `LoadRun.records`.
+    The arrays have shape [requests], in the order of `LoadRun.records`.
 
     Attributes:
         klass: its class.
@@ -38,8 +34,7 @@ class Columns:
         first: when its first token came.
         timings: name in a report -> durations by the server itself.
         prompt, output, cached: tokens; prompt by `usage`, output by `usage` or else counted.
-        gap, gap_owner, gap_at: [gaps] the time between neighbouring events, its request, and when it ended.
-        token_owner, token_at, token_count: [events] whose text came when, and how many tokens it had.
+        events: when text came in each answer.
     """
 
     klass: Names
@@ -58,12 +53,7 @@ class Columns:
     prompt: Floats
     output: Floats
     cached: Floats
-    gap: Floats
-    gap_owner: Ints
-    gap_at: Floats
-    token_owner: Ints
-    token_at: Floats
-    token_count: Floats
+    events: Events
 
     @property
     def failed(self) -> Flags:
@@ -75,8 +65,6 @@ class Columns:
         """Read every record of `run` into arrays."""
         records = run.records
         objectives = [run.objective(record) for record in records]
-        owner, at, count = _events(records)
-        same = owner[1:] == owner[:-1]
         return cls(
             klass=np.array([record.klass for record in records], dtype=np.str_),
             awaited=np.array([record.awaited for record in records], dtype=np.bool_),
@@ -96,12 +84,7 @@ class Columns:
             prompt=_column(records, lambda record: record.prompt_tokens),
             output=_column(records, output_tokens),
             cached=_column(records, lambda record: record.cached_tokens),
-            gap=np.diff(at)[same],
-            gap_owner=owner[1:][same],
-            gap_at=at[1:][same],
-            token_owner=owner,
-            token_at=at,
-            token_count=count,
+            events=Events([record.tokens for record in records]),
         )
 
 
@@ -158,14 +141,3 @@ def _timing(key: str) -> Callable[[RequestRecord], float | None]:
 def _column(items: Iterable[Item], read: Callable[[Item], float | None]) -> Floats:
     values = (read(item) for item in items)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _events(records: list[RequestRecord]) -> tuple[Ints, Floats, Floats]:
-    """Owner, time and tokens of all events, request by request."""
-    lengths = [len(record.tokens) for record in records]
-    owner = np.repeat(np.arange(len(records), dtype=np.int64), lengths)
-    if all(isinstance(record.tokens, TokenTimes) for record in records):
-        at = np.concatenate([np.zeros(0), *(np.asarray(record.tokens.at) for record in records)])  # type: ignore[attr-defined]
-        return owner, at, np.ones_like(at)
-    flat = np.array([event for record in records for event in record.tokens], dtype=np.float64).reshape(-1, 2)
-    return owner, flat[:, 0], flat[:, 1]

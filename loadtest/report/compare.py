@@ -19,7 +19,7 @@ import numpy as np
 
 from loadtest.report import trust
 from loadtest.report.bootstrap import ComparedRun
-from loadtest.report.columns import Floats
+from loadtest.report.events import Floats
 from loadtest.report.output import ready_file
 from loadtest.report.records import LoadRun
 from loadtest.report.rows import Section, figure, percent

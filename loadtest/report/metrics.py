@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.report.columns import Columns, Flags, Floats, Names, concurrency
+from loadtest.report.columns import Columns, concurrency
+from loadtest.report.events import Flags, Floats, Names
 from loadtest.report.records import ErrorClass, LoadRun, Objective, RequestRecord
 
 PERCENTILES = (50, 90, 95, 99)
@@ -30,13 +31,19 @@ class Spread:
     max: float
 
     @classmethod
-    def of(cls, values: Floats) -> "Spread | None":
-        """The distribution of the values that are not NaN; None if there are none."""
-        known = values[~np.isnan(values)]
+    def of(cls, values: Floats, *, reorder: bool = False) -> "Spread | None":
+        """The distribution of the values that are not NaN; None if there are none.
+
+        Args:
+            reorder: the values may be put in another order, which saves two copies of them.
+        """
+        unknown = np.isnan(values)
+        known = values if reorder and not unknown.any() else values[~unknown]
         if not known.size:
             return None
-        p50, p90, p95, p99 = (float(value) for value in np.percentile(known, PERCENTILES))
-        return cls(known.size, float(known.mean()), p50, p90, p95, p99, float(known.max()))
+        mean = float(known.mean())
+        p50, p90, p95, p99 = (float(value) for value in np.percentile(known, PERCENTILES, overwrite_input=reorder))
+        return cls(known.size, mean, p50, p90, p95, p99, float(known.max()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +160,8 @@ class Throughput:
             output, read = float(columns.output[whole].sum()), float(np.nansum(prompts))
             answered = int(whole.sum())
         else:
-            inside = whole[columns.token_owner] & (begin <= columns.token_at) & (columns.token_at < end)
-            output = float(columns.token_count[inside].sum())
+            pieces = columns.events.pieces(whole)
+            output = sum(float(each.count[(begin <= each.at) & (each.at < end)].sum()) for each in pieces)
             first = columns.first[whole]
             read = float(np.nansum(prompts[(begin <= first) & (first < end)]))
             answered = int((whole & (begin <= columns.ended) & (columns.ended < end)).sum())
@@ -213,15 +220,23 @@ def per_second(amount: float, duration: float) -> float:
 def latencies(columns: Columns) -> dict[str, dict[str, Spread]]:
     """Name -> class or `all` -> distribution over complete answers; that of lateness is over everything sent."""
     whole = columns.whole
-    kept = whole[columns.gap_owner] if columns.gap.size else np.zeros(0, dtype=np.bool_)
-    owners = columns.gap_owner[kept]
     per_request = {"ttft": columns.ttft, "tpot": columns.tpot, "e2e": columns.e2e, **columns.timings}
-    values = {name: (column[whole], columns.klass[whole]) for name, column in per_request.items()}
-    values["itl"] = (columns.gap[kept], columns.klass[owners])
-    values["lateness"] = (columns.lateness, columns.klass)
+    found = {name: by_class(column[whole], columns.klass[whole]) for name, column in per_request.items()}
+    found["itl"] = gap_spreads(columns)
+    found["lateness"] = by_class(columns.lateness, columns.klass)
     order = ("ttft", "tpot", "itl", "e2e", *columns.timings, "lateness")
-    found = {name: by_class(*values[name]) for name in order}
-    return {name: spreads for name, spreads in found.items() if spreads}
+    return {name: found[name] for name in order if found[name]}
+
+
+def gap_spreads(columns: Columns) -> dict[str, Spread]:
+    """What `by_class` would say of the gaps of complete answers; they are read class by class, never all of them twice."""
+    owners = columns.whole & (columns.events.lengths > 1)
+    names = sorted(set(columns.klass[owners].tolist()))
+    chosen = {name: owners & (columns.klass == name) for name in names} if len(names) > 1 else {}
+    parts = {
+        name: Spread.of(columns.events.gaps(part), reorder=True) for name, part in (chosen | {ALL: owners}).items()
+    }
+    return {name: spread for name, spread in parts.items() if spread is not None}
 
 
 def by_class(values: Floats, klass: Names) -> dict[str, Spread]:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from argparse import ArgumentParser, _ArgumentGroup
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -52,6 +53,16 @@ def ready_file(path: Path, option: str) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is whole whenever it is there: beside it, then renamed."""
+    write_pieces(path, [text])
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """The same with a text that is made while it is written."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

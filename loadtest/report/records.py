@@ -95,8 +95,11 @@ class RequestRecord:
     @property
     def tpot(self) -> float | None:
         """Seconds per token after the first event; None if no token came after it."""
-        count = tokens_in(self.tokens[1:])
-        return (self.tokens[-1][0] - self.tokens[0][0]) / count if count else None
+        if not self.tokens:
+            return None
+        (begin, brought), (end, _) = self.tokens[0], self.tokens[-1]
+        count = tokens_in(self.tokens) - brought
+        return (end - begin) / count if count else None
 
     @property
     def gaps(self) -> list[float]:

@@ -5,14 +5,15 @@ one from the one before. A column in which every record has the default value is
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from loadtest.report.output import write_whole
+from loadtest.report.output import write_pieces
 from loadtest.report.records import SCHEMA, ErrorClass, LoadRun, Objective, RequestRecord
+from loadtest.report.token_times import TokenEvent, TokenTimes
 
 _EVENTS = ("event_us", "event_tokens")
 _PLAIN = tuple(each for each in fields(RequestRecord) if each.name not in ("tokens", "timings"))
@@ -26,10 +27,14 @@ class RunFileError(ValueError):
 
 def write_run(run: LoadRun, path: Path) -> None:
     """Write a run; the file is whole or not there."""
-    content = {each.name: getattr(run, each.name) for each in fields(run)}
+    content: dict[str, Any] = {"schema": SCHEMA} | _own_fields(run)
     content["objectives"] = {name: _own_fields(bounds) for name, bounds in run.objectives.items()}
-    content["records"] = _columns(run.records)
-    write_whole(path, json.dumps({"schema": SCHEMA, **content}, separators=(",", ":")))
+    write_pieces(
+        path,
+        _object(
+            (name, _object(_columns(value)) if name == "records" else [_json(value)]) for name, value in content.items()
+        ),
+    )
 
 
 def read_run(path: Path) -> LoadRun:
@@ -54,30 +59,60 @@ def read_run(path: Path) -> LoadRun:
         raise RunFileError(f"{path} is no whole run: {type(error).__name__}: {error}") from None
 
 
-def _columns(records: Sequence[RequestRecord]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _object(members: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
+    """An object that is not empty, from names and the pieces of their values."""
+    before = "{"
+    for name, pieces in members:
+        yield f"{before}{_json(name)}:"
+        yield from pieces
+        before = ","
+    yield "}"
+
+
+def _columns(records: Sequence[RequestRecord]) -> Iterator[tuple[str, Iterable[str]]]:
     for each in _PLAIN:
         values = [getattr(record, each.name) for record in records]
         if each.name in _TIMES:
             values = [None if value is None else round(value, 6) for value in values]
         default = [] if each.name == "violations" else each.default
         if default is MISSING or any(value != default for value in values):
-            columns[each.name] = values
-    columns["event_us"] = [_gaps([round(at * _MICRO) for at, _ in record.tokens]) for record in records]
-    columns["event_tokens"] = [_counts([count for _, count in record.tokens]) for record in records]
+            yield each.name, [_json(values)]
+    yield "event_us", _event_times(records)
+    yield "event_tokens", [_json([_counts(record.tokens) for record in records])]
     told = {name for record in records for name in record.timings or ()}
     if told:
-        columns["timings"] = {name: [_timing(record, name) for record in records] for name in sorted(told)}
-    return columns
+        yield "timings", [_json({name: [_timing(record, name) for record in records] for name in sorted(told)})]
 
 
-def _gaps(times: Sequence[int]) -> list[int]:
-    return [*times[:1], *(after - before for before, after in pairwise(times))]
+def _event_times(records: Sequence[RequestRecord]) -> Iterator[str]:
+    """A list of lists, some of them at a time: as text and numbers of Python all events are several times as large as in records.
+
+    Raises:
+        FloatingPointError: a time is no number of microseconds.
+    """
+    import numpy as np  # which a client under load does not import
+
+    from loadtest.report.events import Events
+
+    before = "["
+    for piece in Events([record.tokens for record in records]).pieces():
+        with np.errstate(invalid="raise"):
+            micros = np.rint(piece.at * _MICRO).astype(np.int64)
+        steps = np.where(piece.later, np.diff(micros, prepend=0), micros).tolist()
+        ends = accumulate(piece.lengths.tolist(), initial=0)
+        yield before + _json([steps[begin:end] for begin, end in pairwise(ends)])[1:-1]
+        before = ","
+    yield "]" if records else "[]"
 
 
-def _counts(counts: Sequence[int]) -> int | list[int]:
+def _counts(events: Sequence[TokenEvent]) -> int | list[int]:
     """A list, or the number that they all are."""
-    return [*counts] if len(set(counts)) > 1 else next(iter(counts), 1)
+    counts = TokenTimes.of(events).counts or [1]
+    return [*counts] if len(set(counts)) > 1 else counts[0]
 
 
 def _timing(record: RequestRecord, name: str) -> float | None:
@@ -91,14 +126,19 @@ def _records(columns: dict[str, Any]) -> list[RequestRecord]:
     found = []
     for place, row in enumerate(zip(*plain.values(), *(columns[name] for name in _EVENTS), strict=True)):
         known = dict(zip(plain, row, strict=False))
-        gaps, counts = row[-2:]
-        tokens = [counts] * len(gaps) if isinstance(counts, int) else counts
-        known["tokens"] = list(zip((at / _MICRO for at in accumulate(gaps)), tokens, strict=True))
+        known["tokens"] = _tokens(*row[-2:])
         told = {name: value for name, values in timings.items() if (value := values[place]) is not None}
         known["timings"] = told or None
         known["error"] = known.get("error") and ErrorClass(known["error"])
         found.append(RequestRecord(**known))
     return found
+
+
+def _tokens(gaps: Sequence[int], counts: int | Sequence[int]) -> TokenTimes:
+    at = [time / _MICRO for time in accumulate(gaps)]
+    if counts == 1:
+        return TokenTimes(at)
+    return TokenTimes(at, [counts] * len(at) if isinstance(counts, int) else counts)
 
 
 def _own_fields(value: Any) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A run over time: what happened in each of its windows."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from loadtest.report.columns import Columns, Floats
+from loadtest.report.columns import Columns
+from loadtest.report.events import Events, Floats, Ints
 from loadtest.report.metrics import PERCENTILES
 from loadtest.report.records import LoadRun
 
@@ -57,27 +59,67 @@ class Series:
             return np.histogram(times, edges, weights=weights)[0] / width
 
         seen = np.isfinite(columns.first)
+        tokens, gaps = _events(columns.events, edges)
         return cls(
             start=edges[:-1],
             width=width,
             arrivals=rate(columns.intended),
             completions=rate(columns.ended[whole]),
             failures=rate(columns.ended[columns.failed]),
-            output_rate=rate(columns.token_at, columns.token_count),
+            output_rate=tokens / width,
             prompt_rate=rate(columns.first[seen], prompts[seen]),
             judged=rate(columns.intended[judged]),
             good=rate(columns.intended[judged & (columns.needed <= 1)]),
             ttft=percentiles(columns.intended[seen], columns.ttft[seen], edges),
-            itl=percentiles(columns.gap_at, columns.gap, edges),
+            itl=gaps.percentiles(),
         )
+
+
+class WindowedValues:
+    """Values by the window of a run into which they fall."""
+
+    def __init__(self, windows: int) -> None:
+        self._parts: list[list[Floats]] = [[] for _ in range(windows)]
+
+    def add(self, window: Ints, values: Floats) -> None:
+        """Values, and the window of each."""
+        order = np.argsort(window.astype(np.min_scalar_type(len(self._parts))), kind="stable")
+        ordered, ends = values[order], np.cumsum(np.bincount(window, minlength=len(self._parts)))
+        for place, (begin, end) in enumerate(pairwise([0, *ends.tolist()])):
+            if end > begin:
+                self._parts[place].append(ordered[begin:end].copy())
+
+    def percentiles(self) -> dict[int, Floats]:
+        """Percentile -> [windows] that of the values of each; NaN for an empty one. Ends what was added."""
+        rows = np.full((len(self._parts), len(PERCENTILES)), np.nan)
+        for row, parts in zip(rows, self._parts, strict=True):
+            if parts:
+                row[:] = np.percentile(np.concatenate(parts), PERCENTILES, overwrite_input=True)
+                parts.clear()
+        return {percent: rows[:, place] for place, percent in enumerate(PERCENTILES)}
+
+
+def windows_of(times: Floats, edges: Floats) -> Ints:
+    """The window of each time; what comes before the first belongs to it, what comes after the last to that."""
+    return np.searchsorted(edges[1:-1], times, side="right")
 
 
 def percentiles(times: Floats, values: Floats, edges: Floats) -> dict[int, Floats]:
     """Percentile -> [windows] that of the values whose times fall into each window; NaN for an empty window."""
-    order = np.argsort(times, kind="stable")
-    parts = np.split(values[order], np.searchsorted(times[order], edges[1:-1]))
-    rows = np.array([np.percentile(part, PERCENTILES) if part.size else [np.nan] * len(PERCENTILES) for part in parts])
-    return {percent: rows[:, place] for place, percent in enumerate(PERCENTILES)}
+    found = WindowedValues(edges.size - 1)
+    found.add(windows_of(times, edges), values)
+    return found.percentiles()
+
+
+def _events(events: Events, edges: Floats) -> tuple[Floats, WindowedValues]:
+    """[windows] tokens that came in each, and the gaps that ended there."""
+    tokens, gaps = np.zeros(edges.size - 1), WindowedValues(edges.size - 1)
+    for piece in events.pieces():
+        window = windows_of(piece.at, edges)
+        inside = (edges[0] <= piece.at) & (piece.at <= edges[-1])
+        tokens += np.bincount(window[inside], piece.count[inside], minlength=tokens.size)
+        gaps.add(window[piece.later], piece.gaps)
+    return tokens, gaps
 
 
 def thinned(size: int, most: int) -> slice:

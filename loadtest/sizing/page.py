@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from loadtest.report.columns import Floats
+from loadtest.report.events import Floats
 from loadtest.report.output import write_whole
 from loadtest.report.pages import page
 from loadtest.report.pages.drawing import COLOURS, RED, Drawing, legend_above, new_drawing, nothing, thousands

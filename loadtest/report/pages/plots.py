@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from loadtest.report.columns import Columns, Floats, concurrency
+from loadtest.report.columns import Columns, concurrency
+from loadtest.report.events import Floats
 from loadtest.report.metrics import attainment_curve
 from loadtest.report.pages.drawing import (
     COLOURS,
@@ -269,13 +270,14 @@ def _curves(views: Sequence[View]) -> list[Curve]:
 def _cdf(panel: Axes, name: str, curve: Curve) -> None:
     columns, klass = curve.view.counted, curve.klass
     chosen = columns.whole if klass is None else columns.whole & (columns.klass == klass)
-    found: Floats = columns.gap[chosen[columns.gap_owner]] if name == "itl" else getattr(columns, name)[chosen]
-    values = np.sort(found[np.isfinite(found)])
+    found: Floats = columns.events.gaps(chosen) if name == "itl" else getattr(columns, name)[chosen]
+    found.sort()  # in place, as there may be many gaps; what is not finite comes first and last
+    values = found[np.searchsorted(found, -np.inf, side="right") : np.searchsorted(found, np.inf)]
     if not values.size:
         return
-    kept = thinned(values.size, MOST_POINTS // 4)
-    share = np.arange(1, values.size + 1) / values.size
-    x, y = np.append(values[kept], values[-1]), np.append(share[kept], 1)
+    kept = range(values.size)[thinned(values.size, MOST_POINTS // 4)]
+    share = (np.array(kept) + 1) / values.size
+    x, y = np.append(values[kept], values[-1]), np.append(share, 1)
     panel.step(x, y, where="post", color=curve.colour, label=curve.label)
 
 

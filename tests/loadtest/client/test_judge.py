@@ -166,7 +166,7 @@ def test_whatever_stands_where_in_a_stream_the_report_is_made(data, kind, own, s
     run = LoadRun(label="x", target="x", started=0.0, duration=1.0, plan={}, records=[record])
     assert summarize(run).requests == 1
     json.dumps(record.violations, allow_nan=False)
-    json.dumps([record.prompt_tokens, record.output_tokens, record.timings, record.tokens], allow_nan=False)
+    json.dumps([record.prompt_tokens, record.output_tokens, record.timings, list(record.tokens)], allow_nan=False)
 
 
 STRANGE = [

@@ -46,9 +46,11 @@ def test_gaps_never_cross_from_one_request_into_the_next(make):
         make.answered(2, 80.0, ttft=1, gaps=(2,)),
     ]
     columns = Columns.of(make.run_of(records))
-    assert columns.gap.tolist() == [1, 1, 2]
-    assert columns.gap_owner.tolist() == [0, 0, 2]
-    assert columns.gap_at.tolist() == [2, 3, 83]
+    everyone = np.ones(3, dtype=np.bool_)
+    assert columns.events.gaps(everyone).tolist() == [1, 1, 2]
+    assert columns.events.gap_owners(everyone).tolist() == [0, 0, 2]
+    (piece,) = columns.events.pieces()
+    assert piece.at[piece.later].tolist() == [2, 3, 83]
 
 
 def test_only_whole_answers_have_latencies_and_throughput(make):
