@@ -60,7 +60,7 @@ LAYERS = {
     "kernels.gpu": ("norm", "kv", "linear", "attention", "sampling"),
     "configs": ("model",),
     "loadtest": ("workload", "report", "client", "simulate", "planner", "sizing", "grid", "bench"),
-    "loadtest.simulate": ("shapes", "keepers", "faults", "calibration"),
+    "loadtest.simulate": ("shapes", "guesses", "keepers", "faults", "calibration"),
     "loadtest.workload": ("traces",),
     "loadtest.report": ("pages",),
 }

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from scheduler.worth import LONGEST_MATCH, SHORTEST_MATCH
+
 Tokens = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.intp]
-LONGEST = 16  # tokens that are compared: a longer match says no more
-SHORTEST = 2  # one token recurs by chance
 PREDICTED = 4  # tokens that a match in a prediction counts as at least: who predicts a text means it
 PLACES = 512  # of one token that are looked at: a text of one token alone has as many as tokens
 
@@ -54,7 +54,7 @@ class TokenHistory:
     @property
     def newest(self) -> Tokens:
         """The last tokens of the sequence; not to be kept."""
-        return self._tokens[max(self._predicted, self._size - LONGEST) : self._size]
+        return self._tokens[max(self._predicted, self._size - LONGEST_MATCH) : self._size]
 
     def since(self, place: int) -> Tokens:
         """The sequence's tokens from a position on, as far as they were taken in."""
@@ -72,13 +72,13 @@ class TokenHistory:
         """Of the longest match its length, and the place behind it; of several, the one nearest to where the prediction stands, or
         the latest."""
         tokens = self._tokens[: self._size]
-        length, found = longest_match(tokens[:-1], tokens[-LONGEST:], self._near)
+        length, found = longest_match(tokens[:-1], tokens[-LONGEST_MATCH:], self._near)
         if not length:
             return 0, 0
         inside = found[found < self._predicted - 1] if self._predicted else found[:0]
         if len(inside):
             return length, int(inside[np.abs(inside + 1 - self._place).argmin()]) + 1
-        return (length, int(found[-1]) + 1) if length >= SHORTEST else (0, 0)
+        return (length, int(found[-1]) + 1) if length >= SHORTEST_MATCH else (0, 0)
 
 
 def latest(places: IntArray) -> IntArray:

@@ -1,20 +1,15 @@
 """Guesses from the sequence's own tokens and from answers of late, as many as are worth their rows."""
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from engine.drafting.history import LONGEST, SHORTEST, TokenHistory
+from engine.drafting.history import TokenHistory
 from engine.drafting.recent import RecentAnswers
-from engine.drafting.worth import RowPrice
 from scheduler.drafting import DraftCandidate
 from scheduler.types.sampling_params import SamplingParams
+from scheduler.worth import MOST_GUESSES, SHORTEST_MATCH, HitChances, OwnHits, RowPrice, worth_guessing
 
-_MOST = 16  # guesses at a time
 _SURE = 8  # tokens: after a match of its own that long nobody else's answer is looked at
-_MEMORY = 0.9  # of a request's hits, from one verification to the next
-_TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
-_ALL = 0.99  # memory of the hits of all requests
 # Looks that brought nothing, after which only every second token is looked at, then every fourth, ... Where a row is cheap, few
 # sequences decode, and a look is nothing beside a step.
 _FRUITLESS = 4
@@ -22,8 +17,6 @@ _RAREST = 16
 _CHEAP = 0.3
 _SELDOM = 32  # tokens between two looks for a request without hits, on a device that stands still meanwhile
 _PROBE = 32  # looks in a row without a guess, after which one is made though it does not seem to be worth it
-# Chance that the next token is the one that followed before, by the length of the match: until guesses were verified.
-_CHANCES = [0.0, 0.15, 0.35, 0.5, *[0.65] * 4, *[0.8] * (LONGEST - 7)]
 
 
 @dataclass(slots=True)
@@ -33,8 +26,7 @@ class _Guessed:
     history: TokenHistory
     scope: Hashable  # whose answers are looked at
     prompt_length: int
-    hits: float = 0.0  # decayed
-    trials: float = 0.0
+    own: OwnHits = field(default_factory=OwnHits)
     length: int = 0  # of the last match
     price: float = 0.0  # of a guess, when the last ones were made
     fruitless: int = 0
@@ -43,24 +35,6 @@ class _Guessed:
     def resting(self, known: int, price: float) -> bool:
         """Whether it is not worth a look now, as so many were in vain."""
         return price > _CHEAP and known % min(_RAREST, 1 << (self.fruitless // _FRUITLESS)) != 0
-
-
-@dataclass(slots=True)
-class _Chances:
-    """How often the first guess after a match of each length was right, over all requests."""
-
-    hits: list[float] = field(default_factory=lambda: [10 * chance for chance in _CHANCES])
-    trials: list[float] = field(default_factory=lambda: [10.0] * len(_CHANCES))
-
-    def of(self, length: int, guessed: _Guessed) -> float:
-        """For a request after such a match, its own experience included."""
-        usual = self.hits[length] / self.trials[length]
-        return (guessed.hits + _TRUST * usual) / (guessed.trials + _TRUST)
-
-    def learn(self, length: int, hits: int, trials: int) -> None:
-        """So many guesses in a row were right, of so many that were looked at."""
-        self.hits[length] = _ALL * self.hits[length] + hits
-        self.trials[length] = _ALL * self.trials[length] + trials
 
 
 class PromptLookup:
@@ -76,7 +50,7 @@ class PromptLookup:
     def __init__(self, *, at_once: bool) -> None:
         self._at_once = at_once
         self._price = RowPrice()
-        self._chances = _Chances()
+        self._chances = HitChances()
         self._recent = RecentAnswers()
         self._guessed: dict[str, _Guessed] = {}
 
@@ -91,7 +65,7 @@ class PromptLookup:
             return True
         if self._at_once:
             return not guessed.resting(known + 1, self._price.chance)
-        return guessed.hits > 0.5 * guessed.trials > 0.0 or known % _SELDOM == 0
+        return guessed.own.hits > 0.5 * guessed.own.trials > 0.0 or known % _SELDOM == 0
 
     def propose(self, candidates: Sequence[DraftCandidate]) -> list[list[int]]:
         """What followed before, as far as it is likely enough."""
@@ -103,9 +77,7 @@ class PromptLookup:
         guessed = self._guessed.get(request_id)
         if guessed is None:
             return
-        trials = min(accepted + 1, proposed)
-        guessed.hits = _MEMORY * guessed.hits + accepted
-        guessed.trials = _MEMORY * guessed.trials + trials
+        trials = guessed.own.learn(proposed, accepted)
         paid = accepted > proposed * guessed.price
         guessed.fruitless = max(0, guessed.fruitless - _FRUITLESS) if paid else guessed.fruitless + 1
         self._chances.learn(guessed.length, accepted, trials)
@@ -129,13 +101,12 @@ class PromptLookup:
         if self._at_once and guessed.resting(len(candidate.token_ids), price):
             return []
         guessed.history.follow(candidate.token_ids)
-        guessed.length, following = self._look(guessed, min(_MOST, candidate.most))
+        guessed.length, following = self._look(guessed, min(MOST_GUESSES, candidate.most))
         guessed.price = price
         if not following:
             guessed.fruitless += 1
             return []
-        chance = min(0.98, self._chances.of(guessed.length, guessed))
-        count = int(math.log(price) / math.log(chance)) if price < chance else 0
+        count = worth_guessing(self._chances.of(guessed.length, guessed.own), price)
         if not count:
             guessed.fruitless += 1
             guessed.unguessed += 1
@@ -149,4 +120,4 @@ class PromptLookup:
         if length >= _SURE:
             return length, following
         other, there = self._recent.look(guessed.scope, guessed.history.newest, most)
-        return (other, there) if other > max(length, SHORTEST - 1) and there else (length, following)
+        return (other, there) if other > max(length, SHORTEST_MATCH - 1) and there else (length, following)

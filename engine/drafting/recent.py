@@ -10,7 +10,8 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from engine.drafting.history import LONGEST, Tokens, longest_match
+from engine.drafting.history import Tokens, longest_match
+from scheduler.worth import LONGEST_MATCH
 
 _SCOPES = 32  # the last ones that were used are kept
 _KEPT = 16_384  # tokens of each, and at most as many again before the oldest go
@@ -38,7 +39,7 @@ class RecentAnswers:
         if kept is None:
             return 0, []
         self._scopes.move_to_end(scope)
-        length, places = longest_match(kept, newest[-LONGEST:])
+        length, places = longest_match(kept, newest[-LONGEST_MATCH:])
         if not length:
             return 0, []
         following = kept[int(places[-1]) + 1 :][:most]

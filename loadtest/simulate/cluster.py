@@ -17,6 +17,8 @@ from loadtest.simulate.counted_blocks import ContentsMatter, CountedBlocks, noth
 from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.faults.failure import Failure
 from loadtest.simulate.faults.outages import Outages
+from loadtest.simulate.guesses.guesses import Guesses
+from loadtest.simulate.guesses.repeating import drawn_guesses
 from loadtest.simulate.hand_over import HandOver, Link, missing
 from loadtest.simulate.keepers.carrier import KeeperLane
 from loadtest.simulate.keepers.keepers import KeeperShape, PoolKeepers
@@ -98,6 +100,7 @@ class Cluster:
         deadlines: refuses requests, if given.
         fast_forward: see `Replica`.
         log: filled with the steps of all replicas, if given.
+        guesses: makes what guesses tokens ahead in a replica; None: what the constants say.
 
     Attributes:
         watch: sees to the roles; None: they stay.
@@ -120,6 +123,7 @@ class Cluster:
         deadlines: DeadlineGate | None = None,
         fast_forward: bool = True,
         log: Log | None = None,
+        guesses: Callable[[], Guesses | None] | None = None,
     ) -> None:
         self.records: list[RequestRecord] = []
         self._deadlines = deadlines
@@ -130,11 +134,7 @@ class Cluster:
         self._router = router
         self._block_size = shape.block_size
         self._begin()
-        pool = (
-            replicas
-            if isinstance(replicas, RolePool)
-            else RolePool(roles=(Role.MIXED,) * replicas, bytes_per_second=1.0)
-        )
+        pool = replicas if isinstance(replicas, RolePool) else _mixed(replicas)
         bounds = pool.switching.bounds if pool.switching else None
         self._split = Split(router, bounds=bounds, guess=pool.seconds + self._message_seconds)
         machines = machines or Machines()
@@ -143,9 +143,11 @@ class Cluster:
         keepers = None if machines.keeper is None else PoolKeepers(machines.keeper, nodes, self._block_bytes)
         # Where there is no choice and nothing happens to replicas, nobody looks. (Among several all policies look who is full.)
         alone = pool.roles == (Role.MIXED,) and keepers is None and deadlines is None and not machines.failures
+        guesses = guesses or partial(drawn_guesses, cost.costs)
         self._unseen = alone
         # Policies that group requests look at the names of their blocks.
-        self._counts = alone and fast_forward and log is None and shape.scheduling != "throughput"
+        plain = fast_forward and log is None and guesses() is None
+        self._counts = alone and plain and shape.scheduling != "throughput"
         self._new_pool = partial(BlockPool, self.blocks, shape.block_size, caching=shape.prefix_caching)
         self.replicas = [
             Replica(
@@ -160,6 +162,7 @@ class Cluster:
                 handed_over=self._split.handed_over,
                 lane=None if keepers is None else KeeperLane(keepers, index, partial(self._later, index)),
                 viewed=not alone,
+                guesses=guesses,
             )
             for index, role in enumerate(pool.roles)
         ]
@@ -334,6 +337,11 @@ class Cluster:
         self.watch.look(now)
         if self._arriving or self.watch.busy:
             self._timeline.at(now + LOOK_SECONDS, self._look)
+
+
+def _mixed(replicas: int) -> RolePool:
+    """So many of one kind, which hand nothing over."""
+    return RolePool(roles=(Role.MIXED,) * replicas, bytes_per_second=1.0)
 
 
 @cache

@@ -3,9 +3,10 @@
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from loadtest.report.records import ErrorClass, RequestRecord
-from loadtest.report.token_times import TokenTimes
+from loadtest.report.token_times import TokenEvent, TokenTimes
 from loadtest.simulate.content import SimulatedText
 from scheduler.types.messages import AddRequest
 from scheduler.types.step import ChunkResult
@@ -38,6 +39,10 @@ class OpenRequest:
         self.sampled = ChunkResult(request_id=self.message.request_id, token_ids=[self.text.token])
         assert isinstance(self.record.tokens, TokenTimes)
         self.times = self.record.tokens.at
+
+    def events(self) -> list[TokenEvent]:
+        """Its tokens, those of one step together, as a client sees them."""
+        return [(at, len(list(same))) for at, same in groupby(self.times)]
 
     def refuse(self, status: int, detail: str) -> None:
         """It is not served."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from loadtest.simulate.cost import CostModel, Features, work_of
+from loadtest.simulate.guesses.guesses import Guesses
 from loadtest.simulate.hand_over import HandOver, make_resident
 from loadtest.simulate.keepers.carrier import KeeperLane
 from loadtest.simulate.open_request import OpenRequest
@@ -28,7 +29,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.trails import NoTrails
 from scheduler.types.config import SchedulerConfig
 from scheduler.types.messages import AddRequest, EngineStats, FinishReason, Output, RequestTimes
-from scheduler.types.step import ChunkResult, Step, StepResult, StepWork
+from scheduler.types.step import Chunk, ChunkResult, Step, StepResult, StepWork
 from scheduler.types.transfers import TransferResult
 
 MIN_SKIPPED = 2  # steps; one is as well done plainly
@@ -63,6 +64,7 @@ class Replica:
         handed_over: told how long it took until a request that was handed over here had its next token.
         lane: to the keepers; None: there are none.
         viewed: whether a router asks for `view`; if not, nothing is kept for it.
+        guesses: makes what guesses tokens ahead, anew for each life.
 
     Attributes:
         due: when `advance` must be called, in seconds; None while there is nothing to do.
@@ -86,6 +88,7 @@ class Replica:
         handed_over: Callable[[float], None] = lambda _: None,
         lane: KeeperLane | None = None,
         viewed: bool = True,
+        guesses: Callable[[], Guesses | None] = lambda: None,
     ) -> None:
         self.role = role
         self._config = config
@@ -98,6 +101,7 @@ class Replica:
         self._give = give
         self._handed_over = handed_over
         self._lane = lane
+        self._new_guesses = guesses
         self.busy_seconds = 0.0
         self._viewed = viewed
         self._start(EngineStats())
@@ -121,7 +125,8 @@ class Replica:
         if self._viewed:
             pool.publish_to(self._journal)
         transfers = None if lane is None else lane.planner(pool)
-        self.scheduler = Scheduler(self._config, pool, transfers, trails=NoTrails())
+        self._guesses = self._new_guesses()
+        self.scheduler = Scheduler(self._config, pool, transfers, drafter=self._guesses, trails=NoTrails())
         for name in COUNTERS:
             setattr(self.scheduler.stats, name, getattr(counters, name))
         self._carrier = None if lane is None else lane.carrier(self._carried)
@@ -307,7 +312,10 @@ class Replica:
         results = [running[chunk.request_id].sampled if chunk.samples else _NOTHING for chunk in step.chunks]
         tick = now + self._delivery
         self._ticks.add(step.step_id, [tick])
-        seconds = now - self._began if self._carrier is not None else 0.0  # what loading is compared with
+        if self._guesses is not None:
+            self._verify(step.chunks, results)
+        timed = self._carrier is not None or self._guesses is not None
+        seconds = now - self._began if timed else 0.0  # what loading is compared with, and guesses are weighed by
         result = StepResult(step_id=step.step_id, results=results, seconds=seconds)
         outputs = self.scheduler.update(step, result, now)
         self.busy_seconds += now - self._began
@@ -317,7 +325,7 @@ class Replica:
             if self._viewed:
                 self._state.first_token(output.request_id)
             each = running[output.request_id]
-            each.times.append(tick)
+            each.times.extend([tick] * len(output.token_ids))
             if output.times is not None:
                 _tell(each, output.times)
             if each.given is not None:
@@ -325,6 +333,15 @@ class Replica:
                 each.given = None
             if output.finish_reason is not None:
                 self._end(running.pop(output.request_id), output, tick)
+
+    def _verify(self, chunks: Sequence[Chunk], results: list[ChunkResult]) -> None:
+        """Chunks with guesses bring those that are right, and one token more."""
+        assert self._guesses is not None
+        for index, chunk in enumerate(chunks):
+            if chunk.draft_ids:
+                place = chunk.start + 1 - len(self._open[chunk.request_id].message.prompt_ids)
+                right = self._guesses.accepted(chunk.request_id, place, len(chunk.draft_ids))
+                results[index] = replace(results[index], token_ids=results[index].token_ids * (right + 1))
 
     def _end(self, ended: OpenRequest, output: Output, at: float) -> None:
         """A request ends here: as a whole, or with the first token, after which another replica goes on."""
@@ -341,6 +358,8 @@ class Replica:
         record.finish_reason = output.finish_reason.value
         record.prompt_tokens, record.output_tokens = record.asked_prompt, len(record.tokens)
         record.timings["decode_ms"] = 1e3 * (at - record.tokens[0][0])
+        if self._guesses is not None:
+            record.tokens = ended.events()
 
     # --- stretches without a change ---
 

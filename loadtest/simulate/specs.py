@@ -35,6 +35,8 @@ class Costs:
         attention: factor on the roofline of attention.
         request: from sending a request until the scheduler has it.
         delivery: from the end of a step until the client has its tokens.
+        repeat_begins, repeat_ends: chances at each token of an answer that it begins to repeat itself, and that it ceases to: what
+            guesses find (`RepeatingAnswers`). Of the model and its texts rather than of the device; 0: nothing is guessed.
     """
 
     step: float
@@ -44,6 +46,8 @@ class Costs:
     attention: float
     request: float
     delivery: float
+    repeat_begins: float = 0.0
+    repeat_ends: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,20 +5,26 @@ simulation says how much work lay between a request's arrival, its first and its
 the constants and should equal the measured interval: one equation per interval, divided by its length so that errors are
 relative. Solve, simulate again, and repeat until the constants settle.
 
+A server that guesses tokens ahead brings several in some steps: the simulation has the guesses that were right in the run, too.
+With the constants known, the chances by which answers repeat themselves are moved until drawn guesses bring as much.
+
 Constants are never negative: Lawson and Hanson (1974), "Solving Least Squares Problems", chapter 23 (NNLS).
 A client's times cannot tell `delivery` from `request`, so `delivery` stays as it is.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from loadtest.report.records import LoadRun, RequestRecord
+from loadtest.simulate.calibration.answers import RightGuesses, counted, moved, right_guesses
 from loadtest.simulate.calibration.served import sums_of
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import STEP_COSTS, CostModel
+from loadtest.simulate.guesses.recorded import RecordedAnswers
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs
 from loadtest.workload.plan import Planned
@@ -27,6 +33,7 @@ from scheduler.router.round_robin import RoundRobin
 Floats = npt.NDArray[np.float64]
 FITTED = (*STEP_COSTS, "request")
 ROUNDS = 10
+_CHANCE_ROUNDS = 16
 _DAMPING = 0.6  # of a round's change; with a full queue, a small error of the steps is a large one of the waiting time
 _SETTLED = 1e-3
 _SHORTEST = 1e-3  # seconds; shorter intervals are not weighted more
@@ -67,6 +74,18 @@ def predict(measured: CalibrationRun, cost: CostModel, log: Log | None = None) -
     return Cluster(cost, measured.shape, RoundRobin(), log=log).run(requests_of(measured.run))
 
 
+def _repeated(measured: CalibrationRun, cost: CostModel, log: Log) -> list[RequestRecord]:
+    """The same with the guesses that the server made, as far as they were right."""
+    told = right_guesses(measured.run).tokens
+    answers = [record.tokens for record in whole(measured.run)]
+    guesses = partial(RecordedAnswers, answers) if told else _no_guesses
+    return Cluster(cost, measured.shape, RoundRobin(), log=log, guesses=guesses).run(requests_of(measured.run))
+
+
+def _no_guesses() -> None:
+    return None
+
+
 def fit(runs: Sequence[CalibrationRun], cost: CostModel) -> Costs:
     """The constants that explain the runs best. `cost` gives the first guess and what is not fitted.
 
@@ -86,6 +105,19 @@ def fit(runs: Sequence[CalibrationRun], cost: CostModel) -> Costs:
         costs = replace(costs, **dict(zip(FITTED, map(float, after), strict=True)))
         if np.abs(after - before).max() <= _SETTLED * np.abs(before).max():
             break
+    return _with_chances(runs, CostModel(cost.hardware.with_costs(costs), cost.model, cost.devices))
+
+
+def _with_chances(runs: Sequence[CalibrationRun], cost: CostModel) -> Costs:
+    """The constants with the chances by which guesses bring as much as they did."""
+    real = sum((right_guesses(measured.run) for measured in runs), RightGuesses())
+    costs = moved(cost.costs, real, RightGuesses())
+    for _ in range(_CHANCE_ROUNDS if real.tokens else 0):
+        model = CostModel(cost.hardware.with_costs(costs), cost.model, cost.devices)
+        simulated = sum((counted(predict(measured, model)) for measured in runs), RightGuesses())
+        if simulated.near(real):
+            break
+        costs = moved(costs, real, simulated)
     return costs
 
 
@@ -130,7 +162,7 @@ def _equations(runs: Sequence[CalibrationRun], cost: CostModel) -> tuple[Floats,
     seconds: list[float] = []
     for measured in runs:
         log: Log = []
-        simulated = predict(measured, cost, log)
+        simulated = _repeated(measured, cost, log)
         work = _WorkBy(log, cost)
         for real, sim in zip(whole(measured.run), simulated, strict=True):
             for row, interval in _intervals(real, sim, work):

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.drafting.history import LONGEST, PREDICTED, SHORTEST, TokenHistory
+from engine.drafting.history import PREDICTED, TokenHistory
+from scheduler.worth import LONGEST_MATCH, SHORTEST_MATCH
 
 tokens = st.lists(st.integers(0, 3), max_size=40)
 
@@ -11,7 +12,7 @@ tokens = st.lists(st.integers(0, 3), max_size=40)
 def matched(text, end):
     """How many tokens before `end` are those before the end of the text."""
     length = 0
-    while length < min(end, LONGEST) and text[end - 1 - length] == text[-1 - length]:
+    while length < min(end, LONGEST_MATCH) and text[end - 1 - length] == text[-1 - length]:
         length += 1
     return length
 
@@ -25,7 +26,7 @@ def searched(prediction, text, most, place):
     if inside:
         end = min(inside, key=lambda end: (abs(end - place), end))
         return max(best, PREDICTED), whole[end : min(end + most, predicted)], end
-    if best < SHORTEST:
+    if best < SHORTEST_MATCH:
         return 0, [], place
     following = whole[ends[-1] : ends[-1] + most]
     while len(following) < most:
@@ -48,4 +49,4 @@ def test_a_long_text_outgrows_the_first_memory():
     history = TokenHistory([7] * 10)
     for end in (10, 1500, 1501, 5000):
         history.follow(text[:end])
-    assert history.look(3) == (LONGEST, text[5000 - 1999 : 5003 - 1999])
+    assert history.look(3) == (LONGEST_MATCH, text[5000 - 1999 : 5003 - 1999])

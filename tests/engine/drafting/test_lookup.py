@@ -1,45 +1,13 @@
 """How many guesses there are: what they cost and bring decides."""
 
-import pytest
-
 from engine.drafting.lookup import PromptLookup
 from engine.drafting.several import Drafters
-from engine.drafting.worth import RowPrice
 from scheduler.drafting import DraftCandidate
 from scheduler.types.sampling_params import SamplingParams
 from tests.scheduler.sim import Engine
 
 PLAIN = SamplingParams(max_tokens=100)
 TEXT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20] * 2 + [5, 6, 7, 8]
-
-
-def price(step, row, rows, steps=200, tokens=None):
-    """Of steps of so many rows in turn that take `step` seconds and `row` for each row."""
-    measured = RowPrice()
-    for i in range(steps):
-        count = rows[i % len(rows)]
-        measured.observe(count, tokens or count, step + row * count)
-    return measured.chance
-
-
-def test_a_row_is_worth_what_its_time_would_bring_otherwise():
-    assert price(5e-3, 1e-3, [2, 9], tokens=1) == pytest.approx(1.3e-3 / (5e-3 + 1e-3 * 5.5), rel=0.1)
-    assert price(5e-3, 1e-3, [64, 80]) > 0.9, "rows are nearly all that a step takes: only what is certain pays"
-    assert price(5e-3, 1e-6, [1, 9]) < 0.05
-
-
-def test_until_sizes_differ_a_row_costs_what_is_usual():
-    assert RowPrice().chance == pytest.approx(1.3 * 0.15)
-    assert price(5e-3, 1e-3, [1]) == pytest.approx(1.3 * 0.15, rel=0.01)
-    assert price(5e-3, 1e-3, [8]) == pytest.approx(1.3 * 8 * 0.15 / (1 + 7 * 0.15), rel=0.01)
-
-
-def test_a_step_that_was_held_up_counts_as_three():
-    calm, disturbed = RowPrice(), RowPrice()
-    for i in range(100):
-        for measured, seconds in ((calm, 0.01), (disturbed, 1.0 if i == 50 else 0.01)):
-            measured.observe(1, 1, seconds)
-    assert disturbed.chance == pytest.approx(calm.chance, rel=0.05)
 
 
 def asked(drafter, tokens, most=100, name="a", sampling=PLAIN):
@@ -168,7 +136,7 @@ def test_of_several_the_first_who_has_a_guess_makes_it_and_hears_of_it():
     assert list(guesses[0]) == [1] and list(guesses[1])[:2] == [9, 10]
     drafter.verified("a", 1, 1)
     drafter.verified("b", 2, 2)
-    assert sure.told == [("a", 1, 1)] and lookup._guessed["b"].hits == 2
+    assert sure.told == [("a", 1, 1)] and lookup._guessed["b"].own.hits == 2
     assert drafter.concerns(grammar) and drafter.concerns(PLAIN) and not drafter.concerns(silent)
     assert drafter.name == "sure, prompt lookup"
     drafter.forget("b")

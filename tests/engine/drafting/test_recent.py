@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.drafting.history import LONGEST
 from engine.drafting.lookup import PromptLookup
 from engine.drafting.recent import _KEPT, _SCOPES, RecentAnswers
 from scheduler.drafting import DraftCandidate
 from scheduler.types.sampling_params import SamplingParams
+from scheduler.worth import LONGEST_MATCH
 
 PLAIN = SamplingParams(max_tokens=100)
 tokens = st.lists(st.integers(0, 3), min_size=1, max_size=20)
@@ -26,7 +26,7 @@ def test_the_longest_match_of_all_answers_is_found_and_no_answer_is_left(answers
     best, following = 0, []
     for answer in answers:
         for end in range(1, len(answer) + 1):
-            limit = min(end, len(newest), LONGEST)
+            limit = min(end, len(newest), LONGEST_MATCH)
             length = next((n for n in range(limit) if answer[end - 1 - n] != newest[-1 - n]), limit)
             if length and length >= best:
                 best, following = length, answer[end : end + most]

@@ -8,9 +8,16 @@ of the whole engine. So it is worth its row if
 
 which also makes their ratio the largest (Dinkelbach 1967, "On nonlinear fractional programming"): at the best choice the last guess
 that is taken brings as much for its time as all the rest. Both figures are measured, on steps that only decode; a guess has to be
-better than that by a margin.
+better than that by a margin. The chance comes from how often guesses were right. Nothing here knows a token: what is guessed is
+for a drafter to say, and a simulation asks the same questions.
 """
 
+import math
+from dataclasses import dataclass
+
+MOST_GUESSES = 16  # at a time
+LONGEST_MATCH = 16  # tokens that are compared: a longer match says no more
+SHORTEST_MATCH = 2  # one token recurs by chance
 _MEMORY = 0.98  # weight of a step relative to the next one: about 50 steps count
 _ROW_SHARE = 0.15  # of a step with one row, what a further row is taken to add until steps of several sizes were seen
 _PRIOR = 64.0  # how much that counts: rows squared, summed over steps
@@ -19,6 +26,12 @@ _LEAST = 0.02
 # Guesses at the price bring nothing, and all cost some planning; where nobody waits for a place, a sequence that ends sooner leaves
 # its rows to nobody. So they have to be so much better.
 _MARGIN = 1.3
+_OWN = 0.9  # memory of a request's hits, from one verification to the next
+_TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
+_ALL = 0.99  # memory of the hits of all requests
+_SUREST = 0.98
+# Chance that the next token is the one that followed before, by the length of the match: until guesses were verified.
+_FIRST = (0.0, 0.15, 0.35, 0.5, *[0.65] * 4, *[0.8] * (LONGEST_MATCH - 7))
 
 
 class RowPrice:
@@ -55,3 +68,41 @@ class RowPrice:
         together = self._products - self._weight * rows * seconds
         usual = _ROW_SHARE * seconds / (1 + _ROW_SHARE * (rows - 1))
         return max(0.0, together + _PRIOR * usual) / (spread + _PRIOR)
+
+
+@dataclass(slots=True)
+class OwnHits:
+    """How many of one request's guesses were right, and how many were looked at; older ones count less."""
+
+    hits: float = 0.0
+    trials: float = 0.0
+
+    def learn(self, proposed: int, accepted: int) -> int:
+        """So many were right of those that a step had. Returns how many were looked at: the first wrong one is the last."""
+        trials = min(accepted + 1, proposed)
+        self.hits = _OWN * self.hits + accepted
+        self.trials = _OWN * self.trials + trials
+        return trials
+
+
+class HitChances:
+    """How often the first guess after a match of each length was right, over all requests."""
+
+    def __init__(self) -> None:
+        self._hits = [10 * chance for chance in _FIRST]
+        self._trials = [10.0] * len(_FIRST)
+
+    def of(self, length: int, own: OwnHits) -> float:
+        """For a request after such a match, its own experience included."""
+        usual = self._hits[length] / self._trials[length]
+        return min(_SUREST, (own.hits + _TRUST * usual) / (own.trials + _TRUST))
+
+    def learn(self, length: int, hits: int, trials: int) -> None:
+        """So many guesses in a row were right, of so many that were looked at."""
+        self._hits[length] = _ALL * self._hits[length] + hits
+        self._trials[length] = _ALL * self._trials[length] + trials
+
+
+def worth_guessing(chance: float, price: float) -> int:
+    """How many guesses in a row are worth their rows, if each is right with this chance where all before it were."""
+    return int(math.log(price) / math.log(chance)) if price < chance else 0
