@@ -45,7 +45,7 @@ def test_shares_and_rates_are_checked(name, value, says, tmp_path):
         load_hardware(str(tmp_path / "d.yaml"))
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=7, max_size=7))
+@given(st.lists(st.floats(0, 1e6), min_size=len(fields(Costs)), max_size=len(fields(Costs))))
 def test_constants_are_written_to_six_digits(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "costs.yaml"
     costs = Costs(**dict(zip((each.name for each in fields(Costs)), values, strict=True)))
