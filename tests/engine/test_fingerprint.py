@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from configs.model.gguf_header import read_gguf_header
 from configs.model.safetensors_header import read_safetensors
 from configs.model.scales import Scales
 from configs.model.source import resolve_model
+from configs.model.stored_tensor import StoredTensor
 from configs.settings import Settings
 from engine import fingerprint
 from engine.cpu.formats import Arithmetic
@@ -114,6 +116,29 @@ def test_rows_of_a_large_matrix_that_change_places_make_another_model(models, tm
         data[one], data[other] = data[other], data[one]
         data.close()
     assert named(copy) != before
+
+
+@pytest.mark.parametrize("pages", [1, 127, 128, 129, 300])
+def test_pages_are_added_up_whatever_is_read_at_once(tmp_path, pages):
+    """Against numbers of Python's, which do not overflow."""
+    data = np.random.default_rng(pages).integers(0, 256, 100 + 4096 * pages + 11, dtype=np.uint8).tobytes()
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    words = np.frombuffer(data, "<u8", 512 * pages, 100).reshape(pages, 512).astype(object)
+    expected = [sum((2 * page + 1) * int(word) for page, word in enumerate(column)) % 2**64 for column in words.T]
+    with path.open("rb") as file:
+        sums = fingerprint._sums(file.fileno(), StoredTensor("t", path, "F32", (1,), 100, len(data) - 100))
+    assert sums == np.array(expected, "<u8").tobytes() + data[-11:]
+
+
+@pytest.mark.parametrize("summed", [0, 2**30])
+def test_a_model_that_is_named_does_not_enter_this_processs_memory(models, monkeypatch, summed):
+    monkeypatch.setattr(fingerprint, "_SUMMED", summed)
+    pieces = 0
+    for _ in fingerprint._contents(tensors_of(models["gguf"]).values()):
+        pieces += 1
+        assert str(models["gguf"]) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert pieces > 40
 
 
 def test_of_a_model_of_gigabytes_a_31st_of_any_tensor_is_noticed_and_a_value_between_samples_is_not(model, monkeypatch):
