@@ -18,7 +18,7 @@ from loadtest.report.records import ErrorClass, LoadRun, RequestRecord
 from loadtest.report.run_file import read_run
 from loadtest.report.trust import cautions
 from loadtest.simulate.calibration.fit import CalibrationRun, fit, predict, whole
-from loadtest.simulate.calibration.served import Samples, settings_of
+from loadtest.simulate.calibration.served import Samples, guesses_otherwise, settings_of
 from loadtest.simulate.cluster import ServerShape
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.options import add_server_options, cost_of, server_of
@@ -142,6 +142,10 @@ def doubts(run: LoadRun) -> list[str]:
     found = [*run.invalid, *cautions(run)]
     if any(record.error is ErrorClass.LEFT for record in run.records):
         found.append("clients left before their answers were complete, and the simulator's do not")
+    if guesses_otherwise(run):
+        found.append(
+            "the server guessed tokens ahead (speculative decoding), and only headrace's guesses are simulated"
+        )
     if not whole(run):
         found.append("it has no complete answer")
     return found

@@ -15,6 +15,7 @@ Samples = Mapping[str, float]  # by name and labels as written
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _STEPS = "headrace_step_seconds"
 _GUESSES = "headrace_speculation_accepted_tokens_total"
+_OTHER_GUESSES = "vllm:spec_decode_num_accepted_tokens_total"
 _PREFILLS = "vllm:request_prefill_time_seconds"  # from its start in a step to the first token
 # Metrics with settings as labels: of which name, and what its labels are called here.
 _INFOS = {
@@ -86,6 +87,11 @@ def sums_of(run: LoadRun) -> ServerSums:
 def guesses_of(run: LoadRun) -> float:
     """How many guessed tokens the server says were right in the run; 0 if it says nothing of guesses."""
     return _change(run.scraped.get("before", {}), run.scraped.get("after", {}), _GUESSES) or 0.0
+
+
+def guesses_otherwise(run: LoadRun) -> bool:
+    """Whether the server guessed in a way that is not simulated: by a draft model, say, which takes time of its own."""
+    return bool(_change(run.scraped.get("before", {}), run.scraped.get("after", {}), _OTHER_GUESSES))
 
 
 def _change(before: Samples, after: Samples, name: str) -> float | None:

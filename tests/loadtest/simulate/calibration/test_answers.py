@@ -22,7 +22,7 @@ def guessed(seed: int, rate: float, *, told: bool = True) -> CalibrationRun:
     """A run of answers that repeat themselves; the server tells of its guesses, if `told`."""
     cluster = Cluster(cost(REPEATING), SHAPE, RoundRobin())
     requests = [
-        replace(each, session=None, output_tokens=3 * each.output_tokens) for each in requests_of(made(seed, rate).run)
+        replace(each, session=None, output_tokens=2 * each.output_tokens) for each in requests_of(made(seed, rate).run)
     ]
     run = LoadRun(label=str(seed), target="", started=0.0, duration=1.0, plan={}, records=cluster.run(requests))
     (stats,) = cluster.stats()
@@ -33,14 +33,13 @@ def guessed(seed: int, rate: float, *, told: bool = True) -> CalibrationRun:
 
 def test_constants_and_chances_are_found_again():
     start = replace(TRUE, step=0.01, token=0.0, sequence=0.0, matrices=1.0, attention=1.0, request=0.0)
-    found = fit([guessed(1, 0.3), guessed(2, 2.0)], cost(start))
+    found = fit([guessed(1, 1.0)], cost(start))
     assert found.repeat_begins == pytest.approx(REPEATING.repeat_begins, rel=0.4)
     assert found.repeat_ends == pytest.approx(REPEATING.repeat_ends, rel=0.6)
-    for rate in (0.3, 2.0):
-        held_out = guessed(9, rate)
-        assert all(error.within for error in errors_of(held_out, cost(found)) if error.level == "p50")
-        plain = cost(replace(found, repeat_begins=0.0))
-        assert abs(ratio(held_out, cost(found))) < 0.1 < abs(ratio(held_out, plain)), "what guesses bring is not little"
+    held_out = guessed(9, 1.0)
+    assert all(error.within for error in errors_of(held_out, cost(found)) if error.level == "p50")
+    plain = cost(replace(found, repeat_begins=0.0))
+    assert abs(ratio(held_out, cost(found))) < 0.1 < abs(ratio(held_out, plain)), "what guesses bring is not little"
 
 
 def ratio(measured: CalibrationRun, model: CostModel) -> float:

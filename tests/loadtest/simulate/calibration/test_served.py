@@ -74,3 +74,11 @@ def test_calibrate_takes_what_no_option_says_from_the_metrics(tmp_path, capsys):
     assert "assumed --max-running 64\n" in said
     cli.main([str(run), *server, "--max-running", "9", "--block-size", "8"])
     assert "metrics" not in (said := capsys.readouterr().err) and "assumed" not in said
+
+
+def test_a_run_with_guesses_that_are_not_simulated_is_left_out():
+    measured, accepted = vllm_run(), 'vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="x"}'
+    measured.run.scraped["before"][accepted] = measured.run.scraped["after"][accepted] = 5.0
+    assert cli.doubts(measured.run) == []
+    measured.run.scraped["after"][accepted] = 6.0
+    assert "only headrace's guesses are simulated" in cli.doubts(measured.run)[0]
