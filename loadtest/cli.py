@@ -11,7 +11,7 @@ from pathlib import Path
 from loadtest.client.target import TargetError
 from loadtest.options import plan_of, replay_parser, target_of
 from loadtest.replay import replay
-from loadtest.report import RUN, print_table, write_page
+from loadtest.report import RUN, RunReport
 from loadtest.report.output import ready_folder
 from loadtest.report.run_file import write_run
 from loadtest.report.trust import failed_share
@@ -72,9 +72,10 @@ def run_replay_command(argv: Sequence[str]) -> int:
     except (TargetError, PromptTokenizerError, ValueError, OSError) as error:
         print(f"headrace loadtest replay: {error}", file=sys.stderr)
         return EXIT_USAGE
-    print_table(run)
+    report = RunReport(run)
+    report.print_table()
     if folder is not None:
-        for path in (folder / RUN, *write_page(run, folder)):
+        for path in (folder / RUN, *report.write_page(folder)):
             print(path)
     if run.invalid:
         return EXIT_INVALID

@@ -59,43 +59,50 @@ class Series:
             return np.histogram(times, edges, weights=weights)[0] / width
 
         seen = np.isfinite(columns.first)
-        tokens, gaps = _events(columns.events, edges)
         return cls(
             start=edges[:-1],
             width=width,
             arrivals=rate(columns.intended),
             completions=rate(columns.ended[whole]),
             failures=rate(columns.ended[columns.failed]),
-            output_rate=tokens / width,
+            output_rate=tokens_of(columns.events, edges) / width,
             prompt_rate=rate(columns.first[seen], prompts[seen]),
             judged=rate(columns.intended[judged]),
             good=rate(columns.intended[judged & (columns.needed <= 1)]),
             ttft=percentiles(columns.intended[seen], columns.ttft[seen], edges),
-            itl=gaps.percentiles(),
+            itl=gap_percentiles(columns.events, edges),
         )
 
 
 class WindowedValues:
-    """Values by the window of a run into which they fall."""
+    """Values, put together by the window of a run into which they fall.
 
-    def __init__(self, windows: int) -> None:
-        self._parts: list[list[Floats]] = [[] for _ in range(windows)]
+    Args:
+        counts: [windows] how many there will be in each.
+    """
+
+    def __init__(self, counts: Ints) -> None:
+        self._ends = np.cumsum(counts)
+        self._values = np.empty(int(counts.sum()))
+        self._filled = self._ends - counts
 
     def add(self, window: Ints, values: Floats) -> None:
-        """Values, and the window of each."""
-        order = np.argsort(window.astype(np.min_scalar_type(len(self._parts))), kind="stable")
-        ordered, ends = values[order], np.cumsum(np.bincount(window, minlength=len(self._parts)))
-        for place, (begin, end) in enumerate(pairwise([0, *ends.tolist()])):
-            if end > begin:
-                self._parts[place].append(ordered[begin:end].copy())
+        """Some of the values, and the window of each."""
+        order = np.argsort(window.astype(np.min_scalar_type(self._ends.size)), kind="stable")
+        ordered, counts = values[order], np.bincount(window, minlength=self._ends.size)
+        begin = 0
+        for place in np.flatnonzero(counts):
+            size, at = counts[place], self._filled[place]
+            self._values[at : at + size] = ordered[begin : begin + size]
+            begin += size
+        self._filled += counts
 
     def percentiles(self) -> dict[int, Floats]:
-        """Percentile -> [windows] that of the values of each; NaN for an empty one. Ends what was added."""
-        rows = np.full((len(self._parts), len(PERCENTILES)), np.nan)
-        for row, parts in zip(rows, self._parts, strict=True):
-            if parts:
-                row[:] = np.percentile(np.concatenate(parts), PERCENTILES, overwrite_input=True)
-                parts.clear()
+        """Percentile -> [windows] that of the values of each; NaN for an empty one. All values have been added."""
+        rows = np.full((self._ends.size, len(PERCENTILES)), np.nan)
+        for row, (begin, end) in zip(rows, pairwise([0, *self._ends.tolist()]), strict=True):
+            if end > begin:
+                row[:] = np.percentile(self._values[begin:end], PERCENTILES, overwrite_input=True)
         return {percent: rows[:, place] for place, percent in enumerate(PERCENTILES)}
 
 
@@ -106,20 +113,30 @@ def windows_of(times: Floats, edges: Floats) -> Ints:
 
 def percentiles(times: Floats, values: Floats, edges: Floats) -> dict[int, Floats]:
     """Percentile -> [windows] that of the values whose times fall into each window; NaN for an empty window."""
-    found = WindowedValues(edges.size - 1)
-    found.add(windows_of(times, edges), values)
+    window = windows_of(times, edges)
+    found = WindowedValues(np.bincount(window, minlength=edges.size - 1))
+    found.add(window, values)
     return found.percentiles()
 
 
-def _events(events: Events, edges: Floats) -> tuple[Floats, WindowedValues]:
-    """[windows] tokens that came in each, and the gaps that ended there."""
-    tokens, gaps = np.zeros(edges.size - 1), WindowedValues(edges.size - 1)
+def tokens_of(events: Events, edges: Floats) -> Floats:
+    """[windows] the tokens that came in each."""
+    tokens = np.zeros(edges.size - 1)
     for piece in events.pieces():
-        window = windows_of(piece.at, edges)
         inside = (edges[0] <= piece.at) & (piece.at <= edges[-1])
-        tokens += np.bincount(window[inside], piece.count[inside], minlength=tokens.size)
-        gaps.add(window[piece.later], piece.gaps)
-    return tokens, gaps
+        tokens += np.bincount(windows_of(piece.at[inside], edges), piece.count[inside], minlength=tokens.size)
+    return tokens
+
+
+def gap_percentiles(events: Events, edges: Floats) -> dict[int, Floats]:
+    """`percentiles` of all gaps, each in the window in which it ended: counted first, so that no more is kept than the gaps."""
+    counts = np.zeros(edges.size - 1, dtype=np.int64)
+    for piece in events.pieces():
+        counts += np.bincount(windows_of(piece.at[piece.later], edges), minlength=counts.size)
+    found = WindowedValues(counts)
+    for piece in events.pieces():
+        found.add(windows_of(piece.at[piece.later], edges), piece.gaps)
+    return found.percentiles()
 
 
 def thinned(size: int, most: int) -> slice:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from loadtest.report import RUN, print_table, write_report
+from loadtest.report import RUN, RunReport
 from loadtest.report.objectives import slo
 from loadtest.report.output import add_output_options, ready_folder
 from loadtest.report.records import (
@@ -21,7 +21,7 @@ from loadtest.report.records import (
 )
 from loadtest.report.trust import FITTED_COSTS
 from loadtest.simulate.apart import ApartCluster
-from loadtest.simulate.cluster import Cluster, RolePool, summary
+from loadtest.simulate.cluster import Cluster, Machines, RolePool, ServerShape, summary
 from loadtest.simulate.cost import CostModel
 from loadtest.simulate.deadlines import DeadlineGate
 from loadtest.simulate.faults.outages import Outages
@@ -55,23 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Simulate. Returns the exit code: 0 if all went well, 2 if the arguments are unusable, 3 if it was interrupted."""
     options = _parser().parse_args(argv)
     budgets: list[int] = options.max_step_tokens
-    runs: dict[int, LoadRun] = {}
+    outcomes: list[PolicyOutcome] = []  # of runs that are not kept: one may fill the memory
+    invalid = False
     try:
         for budget in budgets if options.output else ():
             ready_folder(_folder(options, budget), (RUN,), overwrite=options.overwrite)
         cost, plan = cost_of(options), plan_of(options)
         for budget in budgets:
-            runs[budget] = _one(options, cost, plan, budget)
-            if runs[budget].invalid:
+            report = _one(options, cost, plan, budget)
+            outcomes += [PolicyOutcome.of(budget, report.summary)] if len(budgets) > 1 else []
+            invalid = bool(report.run.invalid)
+            del report
+            if invalid:
                 break
     except (ValueError, OSError) as error:
         print(f"headrace loadtest simulate: {error}", file=sys.stderr)
         return 2
-    if len(budgets) > 1:
-        print(header("max_step_tokens"))
-        for budget, run in runs.items():
-            print(PolicyOutcome.of(budget, run))
-    return 3 if any(run.invalid for run in runs.values()) else 0
+    if outcomes:
+        print(header("max_step_tokens"), *outcomes, sep="\n")
+    return 3 if invalid else 0
 
 
 def _folder(options: argparse.Namespace, budget: int) -> Path:
@@ -115,23 +117,26 @@ def _measured(plan: Plan, records: Sequence[RequestRecord]) -> tuple[float, floa
     return measured_window(plan.described.get("warm_up", 0.0), plan.described.get("cool_down", 0.0), records)
 
 
-def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> LoadRun:
-    shape = server_of(options, budget)
+def _cluster(
+    options: argparse.Namespace, cost: CostModel, shape: ServerShape, machines: Machines, gate: DeadlineGate | None
+) -> Cluster:
     replicas = replicas_of(options, cost, options.slo)
-    gate = DeadlineGate(options.deadline) if options.deadline else None
     switching = replicas.switching if isinstance(replicas, RolePool) else None
-    pace = switching.bounds.tpot if switching else None
-    machines = machines_of(options, cost)
-    router = make_router(options.router, decode_slo=pace)
+    router = make_router(options.router, decode_slo=switching.bounds.tpot if switching else None)
     apart = isinstance(router, RoundRobin) and not (gate or machines.keeper or machines.failures)
     if apart and isinstance(replicas, int) and replicas > 1:
-        cluster: Cluster = ApartCluster(cost, shape, replicas, options.processes)
-    elif options.processes is not None:
+        return ApartCluster(cost, shape, replicas, options.processes)
+    if options.processes is not None:
         raise ValueError(
             "--processes is for replicas that take turns, without deadlines, keepers and failures: --router round-robin"
         )
-    else:
-        cluster = Cluster(cost, shape, router, replicas, machines=machines, deadlines=gate)
+    return Cluster(cost, shape, router, replicas, machines=machines, deadlines=gate)
+
+
+def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) -> RunReport:
+    shape, machines = server_of(options, budget), machines_of(options, cost)
+    gate = DeadlineGate(options.deadline) if options.deadline else None
+    cluster = _cluster(options, cost, shape, machines, gate)
     about = {
         "hardware": cost.hardware.name,
         "model": cost.model.name,
@@ -167,14 +172,15 @@ def _one(options: argparse.Namespace, cost: CostModel, plan: Plan, budget: int) 
         print(f"{at:.0f} s: replica {switch.engine}: {switch}", file=sys.stderr)
     if gate is not None:
         print(gate, file=sys.stderr)
+    report = RunReport(run)
     if options.output:
-        for path in write_report(run, _folder(options, budget)):
+        for path in report.write(_folder(options, budget)):
             print(path, file=sys.stderr)
     if not several:
-        print_table(run)
+        report.print_table()
         if options.fail:
             _print_outages(run, cluster.outages)
-    return run
+    return report
 
 
 def _print_outages(run: LoadRun, outages: Outages) -> None:

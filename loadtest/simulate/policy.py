@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from loadtest.report.metrics import Spread, summarize
-from loadtest.report.records import LoadRun
+from loadtest.report.metrics import Spread, Summary
 
 _COLUMNS = ("TTFT p50", "p99 s", "ITL p50", "p99 ms", "TPOT p50", "p99 ms", "tok/s", "in SLO", "unfit")
 
@@ -22,9 +21,8 @@ class PolicyOutcome:
     unfit: int
 
     @classmethod
-    def of(cls, setting: int, run: LoadRun) -> "PolicyOutcome":
-        """The figures of `run`."""
-        summary = summarize(run)
+    def of(cls, setting: int, summary: Summary) -> "PolicyOutcome":
+        """The figures of a run that has this summary."""
         spreads = {name: by_class.get("all") for name, by_class in summary.latencies.items()}
         judged = [each for each in summary.goodput if each.klass == "all"] or summary.goodput
         return cls(

@@ -200,6 +200,9 @@ def _cycled(requests: Sequence[TraceRequest]) -> Iterator[TraceRequest]:
 
 def _sized(request: TraceRequest, shape: LoadShape) -> TraceRequest:
     """Scaled, then bounded."""
+    as_it_is = shape.scale == 1 and shape.max_prompt is None and shape.max_output is None
+    if as_it_is and request.prompt is None and not request.block_tokens:
+        return request
     output = max(1, round(request.output_tokens * shape.scale))
     block = max(1, round(request.block_tokens * shape.scale)) if request.blocks else 0
     prompt = 0

@@ -56,9 +56,9 @@ class View:
     series: Series
 
     @classmethod
-    def of(cls, run: LoadRun) -> "View":
-        """Compute the arrays and the series of `run`."""
-        columns = Columns.of(run)
+    def of(cls, run: LoadRun, columns: Columns | None = None) -> "View":
+        """Compute the series of `run`, and its arrays unless they are there already."""
+        columns = columns or Columns.of(run)
         counted = run.measured
         return cls(run, columns, columns if counted is run else Columns.of(counted), Series.of(run, columns))
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.report import events as events_module
+from loadtest.report import run_file
 from loadtest.report.bootstrap import ComparedRun, Sample
 from loadtest.report.columns import Columns
 from loadtest.report.events import Events
@@ -17,7 +18,7 @@ from loadtest.report.metrics import PERCENTILES, Throughput, by_class, gap_sprea
 from loadtest.report.pages.plots import View, latency_cdfs
 from loadtest.report.records import MEASURED, SCHEMA, LoadRun, Objective, RequestRecord
 from loadtest.report.rows import sections
-from loadtest.report.run_file import read_run, write_run
+from loadtest.report.run_file import RunFileError, read_run, write_run
 from loadtest.report.series import Series
 from loadtest.report.token_times import TokenTimes
 from tests.drawn import drawn
@@ -180,16 +181,42 @@ def as_one_object(run: LoadRun) -> str:
 
 
 @settings(max_examples=drawn(40))
-@given(runs())
-def test_a_file_in_pieces_has_the_bytes_of_one_object(tmp_path_factory, run):
+@given(runs(), st.sampled_from([1, 9, 1 << 20]))
+def test_a_file_in_pieces_has_the_bytes_of_one_object_and_is_read_in_pieces(tmp_path_factory, run, size):
     path = tmp_path_factory.mktemp("run") / "run.json"
     write_run(run, path)
     assert path.read_text(encoding="utf-8") == as_one_object(run)
-    again = read_run(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_file, "_PIECE", size)
+        again = read_run(path)
+    path.write_text(json.dumps(json.loads(as_one_object(run)), indent=1))
+    assert read_run(path) == again, "written by another program, with spaces"
     assert again.records == [replace(each, timings=each.timings and {"queue_ms": 1.0}) for each in run.records]
     assert all(isinstance(each.tokens, TokenTimes) for each in again.records), (
         "a list of pairs is twelve times as large"
     )
+
+
+def test_times_of_events_that_look_so_elsewhere_are_left_where_they_are(tmp_path):
+    tokens = TokenTimes([0.5, 0.75])
+    record = RequestRecord(
+        index=0, intended=0.0, asked_prompt=1, asked_output=2, tokens=tokens, detail='"event_us":[[5]]'
+    )
+    run = LoadRun(
+        label='"event_us":[[', target="]]", started=0.0, duration=1.0, plan={"seed": [[1]]}, records=[record] * 3
+    )
+    path = tmp_path / "run.json"
+    write_run(run, path)
+    assert read_run(path) == run
+    text = path.read_text()
+    for wrong, said in (("[500000,25x]", "JSONDecodeError"), ("[500000,null]", "TypeError"), ("[5],[5]", "ValueError")):
+        path.write_text(text.replace("[500000,250000]", wrong, 1))
+        with pytest.raises(RunFileError, match=said):
+            read_run(path)
+    for length in range(text.index("event_us"), len(text)):
+        path.write_text(text[:length])
+        with pytest.raises(RunFileError):
+            read_run(path)
 
 
 def test_a_time_that_is_no_number_is_not_written(tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loadtest.report import print_table, write_report
+from loadtest.report import RunReport
+from loadtest.report.columns import Columns
 from loadtest.report.metrics import summarize
 from loadtest.report.pages import page
 from loadtest.report.pages.drawing import dots, new_drawing, time_axis, time_bound
@@ -63,7 +64,7 @@ def terminal(run: LoadRun, width: int = 100) -> str:
 
 def test_a_report_is_a_page_its_pictures_and_the_run(make, tmp_path):
     run = make.drawn_run(1)
-    written = write_report(run, tmp_path / "new" / "folder")
+    written = RunReport(run).write(tmp_path / "new" / "folder")
     names = [
         "run.json",
         "report.html",
@@ -152,8 +153,17 @@ def test_a_narrow_terminal_hides_no_figure(make):
     assert [cell for row in rows for cell in row[1:] if cell not in text] == []
 
 
-def test_print_table_writes_to_the_terminal(make, capsys):
-    print_table(make.drawn_run(1, requests=50))
+def test_table_and_page_have_the_figures_of_one_reading(make, tmp_path, monkeypatch, capsys):
+    read = []
+    of = Columns.of.__func__
+    monkeypatch.setattr(Columns, "of", classmethod(lambda cls, run: read.append(run) or of(cls, run)))
+    run = make.drawn_run(1, requests=50)
+    report = RunReport(run)
+    report.write(tmp_path)
+    report.print_table()
+    assert read == [run] and report.summary is report.summary
+    monkeypatch.undo()
+    assert report.summary == summarize(run)
     assert "time to first token" in capsys.readouterr().out
 
 

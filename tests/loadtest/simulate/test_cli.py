@@ -140,7 +140,7 @@ def test_what_is_longer_than_the_context_is_a_column_and_no_miss(trace, tmp_path
     assert (summary.unfit, summary.failed, summary.attainment) == (5, 0, 1.0)
     assert "longer than the context" in capsys.readouterr().out
     assert "longer than the context" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert str(PolicyOutcome.of(1, run)).split()[-1] == "5"
+    assert str(PolicyOutcome.of(1, summarize(run))).split()[-1] == "5"
 
 
 def test_an_output_that_cannot_be_is_refused_before_anything_is_simulated(trace, tmp_path, capsys, monkeypatch):

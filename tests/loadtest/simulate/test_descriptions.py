@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.report.metrics import summarize
 from loadtest.report.records import LoadRun, RequestRecord
 from loadtest.search import Attained, RateSearch
 from loadtest.simulate import specs
@@ -75,7 +76,7 @@ def test_a_setting_without_answers_keeps_its_columns():
     record = RequestRecord(index=0, intended=0.0, asked_prompt=1, asked_output=1)
     for records in ([], [record]):
         run = LoadRun(label="", target="", started=0.0, duration=1.0, plan={}, records=records)
-        row = str(PolicyOutcome.of(512, run))
+        row = str(PolicyOutcome.of(512, summarize(run)))
         assert len(row) == len(header("tokens")) and row.split() == ["512", *"------", "0", "-", "0"]
 
 

@@ -231,7 +231,7 @@ COMMAND = [
 
 def test_every_kind_of_set_is_simulated_as_the_command_simulates_it(monkeypatch, capsys):
     runs: list[LoadRun] = []
-    monkeypatch.setattr(simulator, "print_table", runs.append)
+    monkeypatch.setattr(simulator.RunReport, "print_table", lambda report: runs.append(report.run))
     arguments = [*LOAD, "--model", "llama-3-8b", "--block-size", "256"]
     options = cli._parser().parse_args([*arguments, "--hardware", "h200", "--link-bandwidth", "nvlink4"])
     options.hardware = ["h200"]
@@ -248,7 +248,7 @@ def test_every_kind_of_set_is_simulated_as_the_command_simulates_it(monkeypatch,
 
 def test_the_command_says_what_the_simulator_says(tmp_path, capsys, monkeypatch):
     runs: list[LoadRun] = []
-    monkeypatch.setattr(simulator, "write_report", lambda run, _: runs.append(run) or [])
+    monkeypatch.setattr(simulator.RunReport, "write", lambda report, _: runs.append(report.run) or [])
     assert cli.main([*COMMAND, "--output", str(tmp_path / "plan"), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert (
