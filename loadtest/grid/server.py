@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
 _SHOWN_LINES = 5  # of the log of one that has ended
 
