@@ -171,9 +171,9 @@ def rows(name: str, run: LoadRun, errors: Sequence[Error]) -> list[str]:
     return found
 
 
-def compared(runs: HeldOutRuns, folder: Path, names: Sequence[str], rate: float) -> bool:
+def compared(runs: HeldOutRuns, folder: Path, names: Sequence[str], rate: float, hardware: str) -> bool:
     """Learn, replay, simulate, print. Whether every figure of what was held out is within its bound."""
-    guess = CostModel(load_hardware("cpu-2core"), load_model("smollm2-135m"))
+    guess = CostModel(load_hardware(hardware), load_model("smollm2-135m"))
     learned = runs.run(LEARNED, rate)
     costs = fit([learned], guess)
     write_costs(costs, folder / "costs.yaml", f"{guess.model.name}, fitted to {learned.run.label}")
@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where runs are kept, and taken from")
     held_out = [name for name in LOADS if name != LEARNED]
     parser.add_argument("--only", nargs="*", choices=held_out, default=held_out, help="of the loads [all]")
+    parser.add_argument("--hardware", default="cpu-2core", help="whose rates are taken [%(default)s]")
     parser.add_argument(
         "--sustained",
         type=positive,
@@ -209,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         runs = HeldOutRuns(options.traces, options.output, options.faster)
-        return 0 if compared(runs, options.output, options.only, options.sustained) else 1
+        return 0 if compared(runs, options.output, options.only, options.sustained, options.hardware) else 1
     except (ServerFailed, TargetError, TraceError, OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

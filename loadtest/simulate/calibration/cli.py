@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from loadtest.simulate.options import add_server_options, cost_of, server_of
 from loadtest.simulate.specs import Costs, write_costs
 
 _SETTINGS = ("max_step_tokens", "max_running", "block_size", "kv_blocks")  # of `ServerShape`: what metrics may tell
+DRAWS = 8
 BOUNDS = {"p50": 0.15, "p99": 0.25, "mean": 0.15}
 
 
@@ -49,16 +51,20 @@ class Error:
 
 
 def errors_of(measured: CalibrationRun, cost: CostModel) -> list[Error]:
-    """The measured figures of a run beside those that the simulator predicts with `cost`."""
-    real, simulated = whole(measured.run), predict(measured, cost)
+    """The measured figures of a run beside those that the simulator predicts with `cost`.
+
+    Where it is drawn which answers repeat themselves, these are means over several simulations.
+    """
+    draws = [predict(measured, cost, seed) for seed in range(DRAWS if cost.costs.repeat_begins else 1)]
+    real = whole(measured.run)
     found: list[Error] = []
     for figure in ("ttft", "tpot", "itl", "e2e"):
-        ours, theirs = _values(simulated, figure), _values(real, figure)
-        if theirs:
+        theirs, ours = _values(real, figure), [_values(drawn, figure) for drawn in draws]
+        if theirs and all(ours):
             for level, share in (("p50", 50), ("p99", 99)):
-                pair = (float(np.percentile(values, share)) for values in (theirs, ours))
-                found.append(Error(figure, level, *pair))
-    found.append(Error("tok/s", "mean", _rate(real), _rate(simulated)))
+                predicted = fmean(float(np.percentile(values, share)) for values in ours)
+                found.append(Error(figure, level, float(np.percentile(theirs, share)), predicted))
+    found.append(Error("tok/s", "mean", _rate(real), fmean(map(_rate, draws))))
     return found
 
 

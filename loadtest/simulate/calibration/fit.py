@@ -25,6 +25,7 @@ from loadtest.simulate.calibration.served import sums_of
 from loadtest.simulate.cluster import Cluster, ServerShape
 from loadtest.simulate.cost import STEP_COSTS, CostModel
 from loadtest.simulate.guesses.recorded import RecordedAnswers
+from loadtest.simulate.guesses.repeating import drawn_guesses
 from loadtest.simulate.replica import Log
 from loadtest.simulate.specs import Costs
 from loadtest.workload.plan import Planned
@@ -69,9 +70,10 @@ def whole(run: LoadRun) -> list[RequestRecord]:
     return sorted(sent, key=lambda record: record.intended)
 
 
-def predict(measured: CalibrationRun, cost: CostModel, log: Log | None = None) -> list[RequestRecord]:
-    """The simulator's records for the same requests on one replica, in the order of `whole`."""
-    return Cluster(cost, measured.shape, RoundRobin(), log=log).run(requests_of(measured.run))
+def predict(measured: CalibrationRun, cost: CostModel, seed: int = 0) -> list[RequestRecord]:
+    """The simulator's records for the same requests on one replica, in the order of `whole`. `seed` is of where answers repeat."""
+    guesses = partial(drawn_guesses, cost.costs, seed)
+    return Cluster(cost, measured.shape, RoundRobin(), guesses=guesses).run(requests_of(measured.run))
 
 
 def _repeated(measured: CalibrationRun, cost: CostModel, log: Log) -> list[RequestRecord]:

@@ -119,6 +119,6 @@ class RepeatingAnswers:
         return min(worth, candidate.most, MOST_GUESSES)
 
 
-def drawn_guesses(costs: Costs) -> RepeatingAnswers | None:
+def drawn_guesses(costs: Costs, seed: int = 0) -> RepeatingAnswers | None:
     """What guesses in a replica with these constants; None: nothing does."""
-    return RepeatingAnswers(costs.repeat_begins, costs.repeat_ends) if costs.repeat_begins else None
+    return RepeatingAnswers(costs.repeat_begins, costs.repeat_ends, seed) if costs.repeat_begins else None
