@@ -59,7 +59,7 @@ def pytest_sessionfinish() -> None:
 if find_spec("hypothesis"):
     import hypothesis
 
-    hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
+    hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30)
     hypothesis.settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
     hypothesis.settings.register_profile("long", derandomize=False, deadline=None, print_blob=True, max_examples=1000)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

@@ -104,7 +104,7 @@ def private_folders(processes):
     return [Path(each.cmdline()[each.cmdline().index("--folder") + 1]) for each in processes]
 
 
-@pytest.mark.parametrize("ranks", [pytest.param("alone", marks=pytest.mark.long), "pair"])
+@pytest.mark.parametrize("ranks", ["alone", pytest.param("pair", marks=pytest.mark.long)])
 def test_the_gpu_path_says_what_the_cpu_says(ranks, exact, request):
     server = request.getfixturevalue(ranks)
     assert answers(server) == exact
@@ -122,7 +122,8 @@ def test_two_ranks_draw_what_one_draws(alone, pair, options):
         assert (two["logprobs"] or {}).get(name) == pytest.approx((one["logprobs"] or {}).get(name), abs=1e-3)
 
 
-@pytest.mark.parametrize("victim", ["rank", pytest.param("engine", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["rank", "engine"])
 def test_ranks_end_together_and_a_new_engine_serves(serve, exact, victim, request):
     """The last test of the pair, which is stopped here."""
     server = (

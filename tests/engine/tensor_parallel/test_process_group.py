@@ -87,18 +87,20 @@ def test_two_ranks_give_the_logits_and_tokens_of_one(two, tiny_model, name):
     assert [rank[folder.name]["kv_heads"] for rank in two] == [1, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FOUR)
 def test_four_ranks_that_share_kv_heads(four, tiny_model, name):
     compare(four, tiny_model(name)[1])
 
 
-@pytest.mark.parametrize("size", ["two", "four"])
+@pytest.mark.parametrize("size", ["two", pytest.param("four", marks=pytest.mark.long)])
 def test_what_all_ranks_have_is_put_side_by_side(size, request):
     ranks = request.getfixturevalue(size)
     own = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * rank for rank in range(len(ranks))]
     assert all(torch.equal(rank[""]["gathered"], torch.cat(own, dim=1)) for rank in ranks)
 
 
+@pytest.mark.long
 def test_sums_of_four_are_in_the_order_of_the_ranks(four):
     """1e8 + 1 - 1e8 + 0.5 in fp32 is 0.5 in this order, and 1.5, 1 or 0 in others."""
     expected = torch.full((5,), ((torch.tensor(1e8) + 1.0) - 1e8 + 0.5).item())
@@ -106,7 +108,7 @@ def test_sums_of_four_are_in_the_order_of_the_ranks(four):
     assert all(torch.equal(rank[""]["sum"], expected) for rank in four)
 
 
-@pytest.mark.parametrize(("size", "least"), [("two", 6), ("four", 4)])
+@pytest.mark.parametrize(("size", "least"), [("two", 6), pytest.param("four", 4, marks=pytest.mark.long)])
 def test_all_ranks_know_the_least_number(size, least, request):
     assert [rank[""]["least"].item() for rank in request.getfixturevalue(size)] == [least] * (8 - least)
 
