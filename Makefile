@@ -124,7 +124,7 @@ $(BROWSER): $(TESTS)
 $(PEERS): Makefile
 	@command -v npm > /dev/null || { echo "make peers needs npm, for llama.cpp's prebuilt libraries (node-llama-cpp)"; exit 1; }
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install -q $(PIP_ARGS) openvino==2026.4.0 openvino-genai==2026.4.0.0 openvino-tokenizers==2026.4.0.0
+	.peers/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt openvino==2026.4.0 openvino-genai==2026.4.0.0 openvino-tokenizers==2026.4.0.0
 	npm install --silent --no-fund --no-audit --save-exact --prefix .peers node-llama-cpp@3.21.1
 	@touch $@
 

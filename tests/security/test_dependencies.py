@@ -80,6 +80,8 @@ def test_everything_that_is_installed_from_the_index_is_installed_under_the_cons
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^INSTALL = .*pip install .*-c constraints\.txt$", makefile, re.MULTILINE)
     bare = [line for line in makefile.splitlines() if "pip install" in line and not line.startswith("INSTALL =")]
-    assert [line for line in bare if not line.lstrip().startswith(("#", '"', "@echo"))] == []
+    (peers,) = (line for line in bare if not line.lstrip().startswith(("#", '"', "@echo")))
+    named = peers.partition(" -c constraints.txt ")[2].split()
+    assert named and all(re.fullmatch(r"[\w-]+==[\d.]+", each) for each in named), "peers have versions of their own"
     (model,) = re.findall(r"^MODEL := (\S+)$", makefile, re.MULTILINE)
     assert "==" in model
