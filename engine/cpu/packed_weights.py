@@ -1,17 +1,21 @@
 """The weights of the int8 kernels: the file's own blocks, and 8-bit groups for whatever has none."""
 
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
+from engine.cpu.file_packing import Tiles, matrices, pack, tables
 from engine.cpu.formats import FAST
 from engine.cpu.shared_weights import Placer, in_place
 from engine.loading.reader import TensorReader, read
 from engine.models.registry import family_of
-from kernels.cpu.layouts import FORMATS
+from kernels.cpu.layouts import packed_size
 from kernels.cpu.native import NativeLayer
 from kernels.cpu.packing import PackedMatrix, pack_float, pack_gguf
 
@@ -30,24 +34,39 @@ class PackedWeights:
 PACKED_CLASSES = (PackedWeights, NativeLayer, PackedMatrix)  # what they are made of
 
 
-def assemble_packed(reader: TensorReader, config: ModelConfig, *, place: Placer = in_place) -> PackedWeights:
-    """Read all weights, on as many threads as torch has; each has one matrix at a time in memory twice, or one layer if it is moved
-    to its place.
+Take = Callable[
+    [Sequence[str]], Mapping[str, Tiles]
+]  # gives a layer's matrices, or a table, as far as files have blocks of them
+
+
+def assemble_packed(
+    reader: TensorReader, config: ModelConfig, *, place: Placer = in_place, take: Take | None = None
+) -> PackedWeights:
+    """Read all weights, on as many threads as torch has; each has one layer at a time in memory twice if it is moved to its place.
+
+    Args:
+        reader: of the model's files.
+        config: their description.
+        place: moves what is packed.
+        take: gives what is packed already, or is being packed; None: it is packed now.
 
     Raises:
-        ModelError: the C++ kernels do not compute all that the model has.
+        ModelError: the C++ kernels do not compute all that the model has, or a file is cut off.
     """
     FAST.check(config)
     family = family_of(config)
+    take = take or partial(pack, blocks=reader.blocks)
 
-    def table(role: str) -> PackedMatrix:
-        return place(_matrix(reader, family.tensor(role).hf))
+    def table(name: str) -> PackedMatrix:
+        return place(_matrix(reader, name, take([name])))
 
-    roles = ("embedding",) if config.tie_word_embeddings else ("embedding", "head")
+    def layer(index: int) -> NativeLayer:
+        return place(_layer(reader, config, index, take(matrices(config, index))))
+
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        tables = [threads.submit(table, role) for role in roles]
-        layers = list(threads.map(lambda index: place(_layer(reader, config, index)), range(config.layers)))
-        embedding, head = tables[0].result(), tables[-1].result()
+        placed = [threads.submit(table, name) for name in tables(config)]
+        layers = list(threads.map(layer, range(config.layers)))
+        embedding, head = placed[0].result(), placed[-1].result()
     return PackedWeights(
         embedding=embedding,
         layers=layers,
@@ -57,11 +76,11 @@ def assemble_packed(reader: TensorReader, config: ModelConfig, *, place: Placer 
     )
 
 
-def _layer(reader: TensorReader, config: ModelConfig, index: int) -> NativeLayer:
+def _layer(reader: TensorReader, config: ModelConfig, index: int, packed: Mapping[str, Tiles]) -> NativeLayer:
     family = family_of(config)
 
     def matrix(role: str) -> PackedMatrix:
-        return _matrix(reader, family.tensor(role, index).hf)
+        return _matrix(reader, family.tensor(role, index).hf, packed)
 
     def norm(role: str) -> Tensor:
         return read(reader, family.tensor(role, index).hf).clone()
@@ -93,16 +112,19 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int) -> NativeLayer
     )
 
 
-def _matrix(reader: TensorReader, name: str) -> PackedMatrix:
+def _matrix(reader: TensorReader, name: str, packed: Mapping[str, Tiles]) -> PackedMatrix:
     """In the file's own blocks; a type that the kernels do not know in 8-bit groups, rounded unless those hold its numbers."""
-    packed = _packed(reader, name)
+    matrix = _of_tiles(packed[name]) if name in packed else _grouped(reader, name)
     reader.forget(name)
-    return packed
+    return matrix
 
 
-def _packed(reader: TensorReader, name: str) -> PackedMatrix:
-    stored = reader.blocks(name)
-    if stored and stored[0] in FORMATS:
-        return pack_gguf(stored[1], stored[0])
+def _of_tiles(tiles: Tiles) -> PackedMatrix:
+    shape = packed_size(tiles.kind, tiles.outputs, tiles.columns)
+    records = torch.frombuffer(tiles.memory, dtype=torch.uint8, count=prod(shape), offset=tiles.start)
+    return PackedMatrix(records.view(shape), tiles.outputs, tiles.columns, tiles.kind)
+
+
+def _grouped(reader: TensorReader, name: str) -> PackedMatrix:
     kind = reader.group_kind(name)
     return pack_float(read(reader, name)) if kind is None else pack_gguf(reader.groups(name), kind)

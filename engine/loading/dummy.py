@@ -7,7 +7,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.loading.reader import Assemble, Loaded_co, in_fp32
-from engine.loading.stored import GroupKind
+from engine.loading.stored import GroupKind, StoredMatrix
 from engine.models.family import Shape
 from engine.models.layout import expected_shapes, norm_names
 
@@ -29,7 +29,7 @@ class _Random:
 
     rope_factors: Tensor | None = None
 
-    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+    def blocks(self, name: str) -> StoredMatrix | None:
         return None
 
     def group_kind(self, name: str) -> GroupKind | None:

@@ -3,9 +3,8 @@
 Measured on the default model (134.5 M weights, Q4_1 and Q8_0, 2 cores): `gguf`'s own dequantization takes 0.65 s, the torch
 forms in `engine.loading.dequantize` 0.3 s (the floor, writing 538 MB of fresh pages, is 0.15 s).
 
-llama.cpp reorders the rows of q and k of some architectures so that the two halves of a rotary pair are side by side
-(`Family.gguf_pairs_adjacent`); the decoder uses the half-split order, so they are put back. Weights of norms need no change:
-llama.cpp's converter adds what a family's checkpoints leave out of them.
+Rows of q and k are put in our order (`engine/loading/gguf_model.py`). Weights of norms need no change: llama.cpp's converter adds
+what a family's checkpoints leave out of them.
 """
 
 import mmap
@@ -18,18 +17,13 @@ from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from configs.model.gguf_header import GgufHeader, read_gguf_header
 from configs.model.source import ModelError
 from configs.model.stored_tensor import StoredTensor
 from engine.loading.dequantize import dequantize_into, to_q8_0
-from engine.loading.gguf_tensors import gguf_tensors
+from engine.loading.gguf_model import GgufModel
 from engine.loading.reader import Assemble, Loaded_co, in_fp32
-from engine.loading.stored import GROUPED, GroupKind
+from engine.loading.stored import GROUPED, GroupKind, StoredMatrix
 from engine.models.family import Shape
-from engine.models.layout import check_shapes, gguf_names
-from engine.models.registry import family_of
-
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def load_gguf(path: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) -> Loaded_co:
@@ -38,26 +32,21 @@ def load_gguf(path: Path, config: ModelConfig, assemble: Assemble[Loaded_co]) ->
     Raises:
         ModelError: tensors are missing, unexpected, cut off, or of another shape or type than described.
     """
-    header = read_gguf_header(path)
-    reader = _Gguf(header, config)
-    check_shapes(header.path.name, reader.shapes, config)
-    return assemble(reader, config)
+    return assemble(_Gguf(GgufModel(path, config), config), config)
 
 
 class _Gguf:
     """A `TensorReader` over the mapped file, or the parts that it is split into, under Hugging Face names."""
 
-    def __init__(self, header: GgufHeader, config: ModelConfig) -> None:
-        tensors = gguf_tensors(header)
-        self._files = {path: _mapped(path) for path in {tensor.path for tensor in tensors.values()}}
-        self.rope_factors = self._rope_factors(tensors.pop(_ROPE_FACTORS, None), config.rotated // 2)
-        names = gguf_names(config)  # an unknown tensor keeps its own name and is refused with the shapes
-        self._tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
-        self._interleaved = _interleaved(config)
+    def __init__(self, model: GgufModel, config: ModelConfig) -> None:
+        self._model, self._tensors, factors = model, model.tensors, model.rope_factors
+        stored = [*self._tensors.values(), *([factors] if factors else [])]
+        self._files = {path: _mapped(path) for path in {tensor.path for tensor in stored}}
+        self.rope_factors = self._rope_factors(factors, config.rotated // 2)
         self.shapes: Mapping[str, Shape] = {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def blocks(self, name: str) -> tuple[str, Tensor] | None:
-        return self._tensors[name].kind, self._rows(name)
+    def blocks(self, name: str) -> StoredMatrix | None:
+        return self._model.blocks(name)
 
     def group_kind(self, name: str) -> GroupKind | None:
         return GROUPED.get(self._tensors[name].kind)
@@ -77,7 +66,7 @@ class _Gguf:
 
     def whole(self, name: str) -> Tensor | None:
         tensor = self._tensors[name]
-        if tensor.kind != "F32" or name in self._interleaved:
+        if tensor.kind != "F32" or name in self._model.heads:
             return None
         return self._bytes(tensor).view(torch.float32).view(tensor.shape)
 
@@ -95,7 +84,7 @@ class _Gguf:
         return self._in_our_order(name, self._bytes(tensor).view(tensor.shape[0], -1))
 
     def _in_our_order(self, name: str, rows: Tensor) -> Tensor:
-        heads = self._interleaved.get(name)
+        heads = self._model.heads.get(name)
         return rows if not heads else rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
     def _bytes(self, tensor: StoredTensor) -> Tensor:
@@ -108,7 +97,7 @@ class _Gguf:
         if tensor is None:
             return None
         if prod(tensor.shape) != wanted:
-            raise ModelError(f"{tensor.path.name}: {_ROPE_FACTORS} has {prod(tensor.shape)} values, not {wanted}.")
+            raise ModelError(f"{tensor.path.name}: {tensor.name} has {prod(tensor.shape)} values, not {wanted}.")
         out = torch.empty(wanted)
         self._dequantize(tensor, self._bytes(tensor), out)
         return out
@@ -118,12 +107,3 @@ def _mapped(path: Path) -> mmap.mmap:
     """A file in memory: a private, writable mapping, since torch warns about read-only memory. Nothing writes to it."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _interleaved(config: ModelConfig) -> dict[str, int]:
-    """The tensors whose rows llama.cpp has reordered, with their numbers of heads."""
-    family = family_of(config)
-    if not family.gguf_pairs_adjacent:
-        return {}
-    heads = {"q": config.heads, "k": config.kv_heads}
-    return {tensor.hf: heads[tensor.spec.role] for tensor in family.tensors(config) if tensor.spec.role in heads}

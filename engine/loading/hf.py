@@ -18,7 +18,7 @@ from configs.model.safetensors_header import read_safetensors, shards
 from configs.model.source import ModelError
 from engine.loading.reader import Assemble, Loaded_co
 from engine.loading.staging import copy_through
-from engine.loading.stored import GroupKind
+from engine.loading.stored import GroupKind, StoredMatrix
 from engine.models.family import Shape
 from engine.models.layout import check_shapes, norm_names
 from engine.models.registry import family_of
@@ -58,7 +58,7 @@ class _Safetensors:
 
     rope_factors: Tensor | None = None  # derived from the description
 
-    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+    def blocks(self, name: str) -> StoredMatrix | None:
         return None
 
     def group_kind(self, name: str) -> GroupKind | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.loading.reader import Assemble, Loaded_co, TensorReader
-from engine.loading.stored import GroupKind
+from engine.loading.stored import GroupKind, StoredMatrix
 from engine.models.family import Shape
 
 Tell = Callable[[float], None]  # takes a part, 0 to 1; called from the threads that read
@@ -36,7 +36,7 @@ class _Watched:
         self._all = sum(self._unread.values())
         self._left = self._all
 
-    def blocks(self, name: str) -> tuple[str, Tensor] | None:
+    def blocks(self, name: str) -> StoredMatrix | None:
         return self._reader.blocks(name)
 
     def group_kind(self, name: str) -> GroupKind | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from configs.model.config import ModelConfig
-from engine.loading.stored import GroupKind
+from engine.loading.stored import GroupKind, StoredMatrix
 from engine.models.family import Shape
 
 
@@ -26,8 +26,8 @@ class TensorReader(Protocol):
     shapes: Mapping[str, Shape]
     rope_factors: Tensor | None
 
-    def blocks(self, name: str) -> tuple[str, Tensor] | None:
-        """A matrix as it is stored: the name of a type of GGUF's, and uint8 [rows, bytes]; None: it has no blocks."""
+    def blocks(self, name: str) -> StoredMatrix | None:
+        """Where a matrix is stored in a type of GGUF's; None: it has no blocks."""
         ...
 
     def group_kind(self, name: str) -> GroupKind | None:

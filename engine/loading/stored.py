@@ -1,10 +1,12 @@
-"""Which matrices kernels take in quantized groups, known from its header alone. No torch."""
+"""How a file has matrices, known from its header alone, and which kernels take in quantized groups. No torch."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from configs.model.config import ModelConfig
 from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelSource
+from configs.model.stored_tensor import StoredTensor
 from engine.loading.gguf_tensors import gguf_tensors
 from engine.models.layout import gguf_names
 
@@ -22,6 +24,20 @@ GROUPED: dict[str, GroupKind] = {
     "TQ2_0": "Q8_0",
     "MXFP4": "Q8_0",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A matrix whose rows of GGUF's blocks stand one after the other in a file.
+
+    Attributes:
+        tensor: where, and of which type and shape.
+        half: if not 0, rows are to be put in order: the two halves of each head, so many rows each, are stored with their rows
+            side by side.
+    """
+
+    tensor: StoredTensor
+    half: int = 0
 
 
 def stored_types(source: ModelSource, config: ModelConfig, load_format: str) -> dict[str, str]:

@@ -8,8 +8,22 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
+from kernels.cpu.variants import choose
+
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
+
+
+def best_library() -> ctypes.CDLL:
+    """The best library there is, for what all of them do alike.
+
+    Raises:
+        OSError: none is built that this processor can run.
+    """
+    chosen = choose()
+    if chosen.library is None:
+        raise OSError(chosen.reason)
+    return open_library(chosen.library)
 
 
 @cache
@@ -31,6 +45,7 @@ def open_library(path: Path) -> ctypes.CDLL:
         ("block_bytes", _int, (_int,)),
         ("record_bytes", _int, (_int,)),
         ("pack", None, (_int, _pointer, _int, _int, _int, _pointer)),
+        ("pack_file", _int, (ctypes.c_int32, _pointer, _int)),
         ("unpack", None, (_pointer, _pointer)),
         ("tiles_permitted", ctypes.c_int32, ()),
         ("tiles_from", None, (_int, _int)),

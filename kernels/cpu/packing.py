@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.layouts import FORMATS, packed_size
-from kernels.cpu.library import open_library
-from kernels.cpu.variants import choose
+from kernels.cpu.library import best_library
 
 GROUP = 32
 
@@ -59,7 +58,7 @@ def pack_gguf(rows: Tensor, kind: str) -> PackedMatrix:
     form, outputs = FORMATS[kind], len(rows)
     columns, rows = rows.shape[1] // form.block * form.columns, rows.contiguous()
     records = torch.empty(packed_size(kind, outputs, columns), dtype=torch.uint8)
-    _library().headrace_pack(form.number, rows.data_ptr(), rows.stride(0), outputs, columns, records.data_ptr())
+    best_library().headrace_pack(form.number, rows.data_ptr(), rows.stride(0), outputs, columns, records.data_ptr())
     return PackedMatrix(records, outputs, columns, kind)
 
 
@@ -77,17 +76,5 @@ def pack_float(weight: Tensor) -> PackedMatrix:
 def unpack(matrix: PackedMatrix) -> Tensor:
     """The values of a packed matrix: fp32 [outputs, columns]."""
     out = torch.empty(matrix.outputs, matrix.columns)
-    _library().headrace_unpack(ctypes.byref(matrix.struct), out.data_ptr())
+    best_library().headrace_unpack(ctypes.byref(matrix.struct), out.data_ptr())
     return out
-
-
-def _library() -> ctypes.CDLL:
-    """The best library there is: all of them move the same bits.
-
-    Raises:
-        OSError: none is built that this processor can run.
-    """
-    chosen = choose()
-    if chosen.library is None:
-        raise OSError(chosen.reason)
-    return open_library(chosen.library)

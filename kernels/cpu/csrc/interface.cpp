@@ -70,6 +70,15 @@ void headrace_pack(int64_t kind, const uint8_t* rows, int64_t stride, int64_t ou
   with_format(kind, [&](auto format) { pack<decltype(format)>(rows, stride, outputs, columns, out); });
 }
 
+// `count` matrices of an open file to tiles. Returns 0, a number of `errno`'s, or -1 if the file ends before one of them does.
+int64_t headrace_pack_file(int32_t file, const FileMatrix* matrices, int64_t count) {
+  std::vector<uint8_t> rows;
+  int64_t failed = 0;
+  for (int64_t i = 0; i < count && !failed; i++)
+    failed = with_format(matrices[i].kind, [&](auto format) { return pack_file<decltype(format)>(file, matrices[i], rows); });
+  return failed;
+}
+
 // out [outputs, columns]: what the weights are worth.
 void headrace_unpack(const Matrix* w, float* out) {
   for (int64_t i = 0; i < w->outputs; i++) embed(*w, i, out + i * w->columns);

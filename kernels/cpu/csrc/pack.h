@@ -5,7 +5,12 @@
 // `gguf` package's quants.py.
 #pragma once
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstring>
+#include <numeric>
+#include <vector>
 
 #include "formats.h"
 
@@ -216,9 +221,16 @@ inline void place_group(const u32x16* q, uint8_t* at) {
   }
 }
 
+// Which row is that of an output. llama.cpp stores the two halves of a head, `half` rows each, with their rows side by side; 0: in order.
+inline int64_t stored_row(int64_t output, int64_t half) {
+  if (half == 0) return output;
+  const int64_t in_head = output % (2 * half);
+  return output - in_head + 2 * (in_head % half) + in_head / half;
+}
+
 // A whole matrix: `rows` [outputs] are `stride` bytes apart; `out` has room for all tiles. What the last tile has too many is zero.
 template <class Format>
-inline void pack(const uint8_t* rows, int64_t stride, int64_t outputs, int64_t columns, uint8_t* out) {
+inline void pack(const uint8_t* rows, int64_t stride, int64_t outputs, int64_t columns, uint8_t* out, int64_t half = 0) {
   using Block = BlockOf<Format>;
   constexpr int RECORD = record_bytes<Format>();
   alignas(64) uint8_t q[TILE][Format::COLUMNS];
@@ -228,7 +240,7 @@ inline void pack(const uint8_t* rows, int64_t stride, int64_t outputs, int64_t c
     for (int64_t at = 0; at < columns / Format::COLUMNS; at++, out += RECORD) {
       if (lanes < TILE) std::memset(out, 0, Format::HEADER);
       for (int lane = 0; lane < lanes; lane++) {
-        const uint8_t* block = rows + (first + lane) * stride + at * Block::BYTES_OF;
+        const uint8_t* block = rows + stored_row(first + lane, half) * stride + at * Block::BYTES_OF;
         Block::unpack(block, q[lane]);
         Block::place_header(block, lane, out);
       }
@@ -239,6 +251,44 @@ inline void pack(const uint8_t* rows, int64_t stride, int64_t outputs, int64_t c
       }
     }
   }
+}
+
+// --- from a file -----------------------------------------------------------------------------------------------------------
+
+constexpr int64_t READ_AT_ONCE = 256 << 10;  // bytes: what is read is still in a core's cache when it is packed
+constexpr int64_t CUT_OFF = -1;
+
+// A matrix that begins `offset` bytes into a file, its rows one after the other; `half` as in `stored_row`.
+struct FileMatrix {
+  int64_t kind, outputs, columns, half, offset;
+  uint8_t* out;
+};
+
+// Fill `to`. Returns 0, what `errno` says, or CUT_OFF if the file ends before.
+inline int64_t read_all(int file, uint8_t* to, int64_t size, int64_t offset) {
+  while (size > 0) {
+    const ssize_t count = pread(file, to, (size_t)size, offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return count < 0 ? errno : CUT_OFF;
+    to += count, size -= count, offset += count;
+  }
+  return 0;
+}
+
+// Pack a matrix as it is read, some tiles and whole heads at a time; returns what `read_all` does.
+template <class Format>
+inline int64_t pack_file(int file, const FileMatrix& from, std::vector<uint8_t>& rows) {
+  const int64_t blocks = from.columns / Format::COLUMNS, stride = blocks * BlockOf<Format>::BYTES_OF;
+  const int64_t unit = from.half ? std::lcm<int64_t>(2 * from.half, TILE) : TILE;
+  const int64_t step = std::max<int64_t>(1, READ_AT_ONCE / (stride * unit)) * unit;
+  rows.resize(std::max<size_t>(rows.size(), step * stride));
+  for (int64_t first = 0; first < from.outputs; first += step) {
+    const int64_t count = std::min(step, from.outputs - first);
+    if (const int64_t failed = read_all(file, rows.data(), count * stride, from.offset + first * stride)) return failed;
+    uint8_t* out = from.out + first / TILE * blocks * record_bytes<Format>();
+    pack<Format>(rows.data(), stride, count, from.columns, out, from.half);
+  }
+  return 0;
 }
 
 }  // namespace headrace
