@@ -1,20 +1,26 @@
 """Memory for pools of KV blocks: reserved at once, committed as blocks are first written."""
 
-import torch
+import mmap
+from contextlib import suppress
 
-from engine.kv_store.pages import fresh_pages
+import torch
 
 
 def reserve(size: int) -> torch.Tensor:
     """Fresh zeroed pages, uint8 [size], page-aligned, given back with the last view of them.
 
-    They are huge ones where the system has them: a layer's keys lie a page apart, and huge pages save address translations
-    (measured on a virtual machine: 2 % of a row's attention at context 4,000).
+    Huge pages where the system has them: a layer's keys lie a page apart, and huge pages save address translations (measured on
+    a virtual machine: 2 % of a row's attention at context 4,000). The mapping is private: most systems back no shared mapping with
+    huge pages, whatever they are advised.
 
     Raises:
         OSError: the system refuses that much memory.
     """
-    return torch.frombuffer(fresh_pages(size), dtype=torch.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages: slower, not wrong
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def pin(pages: torch.Tensor) -> None:
