@@ -1,7 +1,6 @@
 """The CPU as a backend. The plan needs no torch, so that it is reported before torch is imported."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -9,15 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from configs.model.config import ModelConfig
 from engine.backend import Startup, import_torch
-from engine.cpu.file_packing import EarlyPacking
 from engine.cpu.formats import Arithmetic, choose_arithmetic
 from engine.cpu.memory_plan import USUAL_STEP, plan_memory
 from engine.device import StepLimits, step_limits
 from engine.fingerprint import build, fingerprints
 from engine.grammar.anteroom import Preparation
 from engine.ipc.share import own_share
-from engine.loading.gguf_model import GgufModel
-from engine.machine import usable_cores
 from engine.worker import Worker
 from scheduler.drafting import Drafter
 from scheduler.types.messages import MemoryPlan
@@ -87,16 +83,9 @@ class CpuBackend:
         return plan
 
     def load(self, plan: MemoryPlan) -> Worker:
-        """Import torch, beside which weights are packed where they can be, then load."""
-        with ExitStack() as stack:
-            return self._load(plan, stack)
-
-    def _load(self, plan: MemoryPlan, stack: ExitStack) -> Worker:
+        """Import torch, then load."""
         start = self._startup
         with start.phase("import torch"):
-            packing = self._early_packing()
-            if packing is not None:
-                stack.enter_context(packing)
             import_torch(start.settings.threads)
             from engine.cpu.worker import CpuWorker
             from engine.drafting.registry import drafter_of
@@ -114,27 +103,11 @@ class CpuBackend:
             )
             poolers = standard_poolers(start.config)
             self.produces = produced(poolers)
-            model = self._model(plan, packing)
+            model = self._model(plan)
             edits = standard_edits(vocab, start.config.eos_token_ids, grammars, model.mask)
             return CpuWorker(model, CpuSampler(vocab, edits), self.adapters, poolers)
 
-    def _early_packing(self) -> EarlyPacking | None:
-        """Importing torch keeps one core busy for over a second, so the others pack meanwhile: the blocks of a GGUF file, unless
-        they are for other engines, too, which may have packed them."""
-        start = self._startup
-        blocks = start.source.kind == "gguf" and start.settings.load_format in ("auto", "gguf")
-        if self.arithmetic.precision == "exact" or not blocks or self._shared is not None:
-            return None
-        model = GgufModel(start.source.path, start.config)
-        return EarlyPacking(start.config, model.blocks, start.settings.threads or int(usable_cores().amount))
-
-    @property
-    def _shared(self) -> int | None:
-        """Of memory for weights, which this machine's engines share."""
-        share = own_share()
-        return None if share is None else share.weights
-
-    def _model(self, plan: MemoryPlan, packing: EarlyPacking | None = None) -> "Model":
+    def _model(self, plan: MemoryPlan) -> "Model":
         import torch
 
         from engine.cpu.model import ExactModel, FastModel
@@ -154,12 +127,10 @@ class CpuBackend:
         from engine.cpu.kv_pool import PackedKvPool
         from engine.cpu.packed_weights import PACKED_CLASSES, assemble_packed
 
-        take = None if packing is None else packing.take
-
         return FastModel(
             config,
             self._weights(
-                lambda place: load(source, config, load_format, partial(assemble_packed, place=place, take=take), tell),
+                lambda place: load(source, config, load_format, partial(assemble_packed, place=place), tell),
                 PACKED_CLASSES,
             ),
             PackedKvPool(config, plan.blocks, plan.block_size),
@@ -170,13 +141,17 @@ class CpuBackend:
 
     def _weights(self, pack: "Callable[[Placer], T]", classes: Sequence[type]) -> T:
         """Those that this machine's engines share, or, where this is the only one, its own."""
+        from engine.cpu.huge_pages import HugePages
         from engine.cpu.shared_weights import SharedWeights, in_place
+        from engine.cpu.tensor_tree import tensors_of
 
-        start, shared = self._startup, self._shared
-        if shared is None:
-            return pack(in_place)
+        start, share = self._startup, own_share()
+        if share is None or share.weights is None:
+            weights = pack(in_place)
+            HugePages(tensors_of(weights)).begin()
+            return weights
         kv = fingerprints(start.source, start.config, start.settings, self).kv
-        return SharedWeights(shared, classes).get(f"{kv}|{self.build}", pack)
+        return SharedWeights(share.weights, classes).get(f"{kv}|{self.build}", pack)
 
     def warm_up(self) -> None:
         """Nothing: the first token has warmed up all there is."""

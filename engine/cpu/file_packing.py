@@ -1,13 +1,10 @@
-"""Matrices of a file on their way into tiles, a layer or a table at a time. No torch: an engine begins while that is imported."""
+"""Matrices of a file on their way into tiles, a layer or a table at a time."""
 
 import ctypes
 import mmap
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from types import TracebackType
-from typing import Self
 
 from configs.model.config import ModelConfig
 from configs.model.source import ModelError
@@ -58,7 +55,7 @@ def pack(names: Sequence[str], blocks: Blocks) -> dict[str, Tiles]:
         end += -(-_tiles_bytes(stored) // _LINE) * _LINE
     if not found:
         return {}
-    # No huge pages: clearing those took 0.3 to 8 s for 1.1 GB on a virtual machine, small ones half a second each time.
+    # Small pages, which are there at once; huge ones come later (`engine/cpu/huge_pages.py`).
     memory = mmap.mmap(-1, end, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for path in {stored.tensor.path for stored in found.values()}:
@@ -82,33 +79,3 @@ def _tiles_bytes(stored: StoredMatrix) -> int:
 def _placed(stored: StoredMatrix, out: int) -> FileMatrix:
     outputs, columns = stored.tensor.shape
     return FileMatrix(stored.tensor.kind, outputs, columns, stored.half, stored.tensor.offset, out)
-
-
-class EarlyPacking:
-    """All matrices of a model, packed by threads from now on; what failed is raised where it is taken. To be left as a context:
-    then no thread works on.
-
-    Args:
-        config: of the model.
-        blocks: what its files have.
-        threads: how many pack.
-    """
-
-    def __init__(self, config: ModelConfig, blocks: Blocks, threads: int) -> None:
-        units = [[name] for name in tables(config)] + [matrices(config, layer) for layer in range(config.layers)]
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="packing")
-        self._begun: Mapping[tuple[str, ...], Future[dict[str, Tiles]]] = {
-            tuple(names): self._threads.submit(pack, names, blocks) for names in units
-        }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._threads.shutdown(cancel_futures=True)
-
-    def take(self, names: Sequence[str]) -> dict[str, Tiles]:
-        """What `pack` gives of the matrices of a layer, or of one table; waits for it."""
-        return self._begun[tuple(names)].result()

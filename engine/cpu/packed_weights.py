@@ -1,9 +1,8 @@
 """The weights of the int8 kernels: the file's own blocks, and 8-bit groups for whatever has none."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 
 import torch
@@ -34,34 +33,25 @@ class PackedWeights:
 PACKED_CLASSES = (PackedWeights, NativeLayer, PackedMatrix)  # what they are made of
 
 
-Take = Callable[
-    [Sequence[str]], Mapping[str, Tiles]
-]  # gives a layer's matrices, or a table, as far as files have blocks of them
-
-
-def assemble_packed(
-    reader: TensorReader, config: ModelConfig, *, place: Placer = in_place, take: Take | None = None
-) -> PackedWeights:
+def assemble_packed(reader: TensorReader, config: ModelConfig, *, place: Placer = in_place) -> PackedWeights:
     """Read all weights, on as many threads as torch has; each has one layer at a time in memory twice if it is moved to its place.
 
     Args:
         reader: of the model's files.
         config: their description.
         place: moves what is packed.
-        take: gives what is packed already, or is being packed; None: it is packed now.
 
     Raises:
         ModelError: the C++ kernels do not compute all that the model has, or a file is cut off.
     """
     FAST.check(config)
     family = family_of(config)
-    take = take or partial(pack, blocks=reader.blocks)
 
     def table(name: str) -> PackedMatrix:
-        return place(_matrix(reader, name, take([name])))
+        return place(_matrix(reader, name, pack([name], reader.blocks)))
 
     def layer(index: int) -> NativeLayer:
-        return place(_layer(reader, config, index, take(matrices(config, index))))
+        return place(_layer(reader, config, index, pack(matrices(config, index), reader.blocks)))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         placed = [threads.submit(table, name) for name in tables(config)]

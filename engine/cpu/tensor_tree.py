@@ -55,6 +55,13 @@ def map_tensors(value: Any, function: Callable[[Any], Any], *, of: type = Tensor
     return value
 
 
+def tensors_of(value: object) -> list[Tensor]:
+    """All tensors in it."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found
+
+
 def encode(value: object, spot_of: Callable[[Tensor], Spot]) -> bytes:
     """The structure of a value as bytes.
 

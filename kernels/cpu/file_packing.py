@@ -1,5 +1,4 @@
-"""Weights from a GGUF file into tiles (`kernels/cpu/packing.py`), read piece by piece, by one call that holds no lock. Imports no
-torch: an engine packs while that is being imported.
+"""Weights from a GGUF file into tiles (`kernels/cpu/packing.py`), read piece by piece, by one call that holds no lock.
 
 What is read is packed from a buffer that stays in cache, and no page of the file becomes this process's memory, as those of a
 mapping do (1.1 GB in Q4_K and Q6_K from the page cache: 0.5 s on two cores of an AMD EPYC, Zen 3).
