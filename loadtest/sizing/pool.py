@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from typing import Self
 
 import psutil
@@ -44,7 +45,8 @@ class TrialPool:
         executor.shutdown(wait=not interrupted, cancel_futures=True)
         if interrupted:
             for process in psutil.Process().children():  # nobody waits for what they simulate
-                process.terminate()
+                with suppress(psutil.NoSuchProcess):  # one that had nothing to do has ended by itself
+                    process.terminate()
             executor.shutdown(cancel_futures=True)
 
     @property

@@ -105,6 +105,16 @@ def test_without_a_set_it_says_which_kinds_were_tried():
     assert (content["answer"], content["open"], len(content["trials"])) == (None, "x", len(pool.outcomes))
 
 
+def test_a_process_that_has_ended_by_itself_is_no_fault(monkeypatch):
+    """An interrupted pool tells its processes to go on without work, and one may be gone before it is ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    gone = psutil.Process(child.pid)
+    child.wait()
+    monkeypatch.setattr(psutil.Process, "children", lambda _self: [gone])
+    with pytest.raises(KeyboardInterrupt), TrialPool(HARD, jobs=2):
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("number", "jobs"), [pytest.param(signal.SIGINT, "1", marks=pytest.mark.long), (signal.SIGTERM, "2")]
 )

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from loadtest.bench.peers import __main__ as peers
-from loadtest.bench.peers.servers import OURS, Server, known, named, ours, turn
+from loadtest.bench.peers.servers import OURS, Server, _peak, known, named, ours, turn
 from loadtest.bench.peers.table import table
 from loadtest.bench.peers.workloads import WORKLOADS, Answer, Workload, ask, figure, measure
 from loadtest.grid.server import ServerFailed
@@ -62,7 +62,7 @@ def test_a_turn_is_alone_and_tells_when_it_answers_and_what_memory_it_took(port,
         ):
             pass
         pid = at.pid
-    assert not psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid) and _peak(pid) == 0
 
 
 def test_figures_are_of_all_answers(port, tmp_path):
