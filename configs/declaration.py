@@ -262,13 +262,21 @@ class Declaration(BaseModel):
         description="Share of the pool that admission leaves free for the growth of running sequences.",
         json_schema_extra=SCHEDULER,
     )
-    speculation: Literal["auto", "off", "lookup"] = Field(
+    speculation: Literal["auto", "off", "lookup", "draft"] = Field(
         "auto",
         description="Guesses of the tokens that come next, which a step verifies all at once: answers are the same, in fewer "
         "steps. `lookup`: what followed the newest tokens before, in the prompt, the answer or a `prediction`, as far as it pays. "
-        "`auto`: `lookup` with cpu_precision fast, where verified guesses change no bit; elsewhere they change roundings. What a "
+        "`draft`: besides, what the model of draft_model would go on with. `auto`: `lookup`, or `draft` with a draft_model, with "
+        "cpu_precision fast, where verified guesses change no bit; elsewhere they change roundings. What a "
         "grammar leaves no choice about is always computed ahead.",
         json_schema_extra=SCHEDULER,
+    )
+    draft_model: str | None = Field(
+        None,
+        min_length=1,
+        description="A smaller model with the same tokens, whose guesses the model verifies: a .gguf file, a Hugging Face folder "
+        "or a hub name. It is loaded besides, with as many KV blocks of its own, and used as far as it pays.",
+        json_schema_extra=SCHEDULER | CPU,
     )
     scheduling: Literal["fcfs", "priority", "fair", "throughput"] = Field(
         "priority",

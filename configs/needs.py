@@ -85,6 +85,27 @@ _NEEDS = (
         "set gpu_kv auto",
     ),
     Requirement(
+        ("speculation",),
+        "draft_model",
+        lambda self: self.speculation != "draft" or self.draft_model is not None,
+        "there is no draft model that could guess",
+        "set draft_model",
+    ),
+    Requirement(
+        ("draft_model",),
+        "speculation",
+        lambda self: self.speculation in ("auto", "draft"),
+        "speculation off and lookup ask no model",
+        "set speculation draft",
+    ),
+    Requirement(
+        ("draft_model",),
+        "cpu_precision",
+        lambda self: self.speculation == "draft" or self.cpu_precision == "fast",
+        "speculation auto guesses nothing where that changes roundings",
+        "set cpu_precision fast or speculation draft",
+    ),
+    Requirement(
         ("allow_long_max_model_len",),
         "max_model_len",
         lambda self: self.max_model_len is not None,

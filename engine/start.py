@@ -78,6 +78,7 @@ def choose_backend(startup: Startup[Any]) -> Backend:
         device = choose_device(startup.settings)
     for sentence in startup.settings.unread_on(device.kind):
         log.warning("%s", sentence)
+    _refuse_draft(startup, device)
     if isinstance(startup.config, EncoderConfig):
         if os.environ.get("TRITON_INTERPRET") == "1":  # there is nothing of Triton's to interpret
             device = Device("cpu", device.reason)
@@ -85,6 +86,25 @@ def choose_backend(startup: Startup[Any]) -> Backend:
 
         return EncoderBackend(startup, device)
     return BACKENDS[device.kind](startup, device.reason)
+
+
+def _refuse_draft(startup: Startup[Any], device: Device) -> None:
+    """Refuse a draft model where nothing would ask it.
+
+    Raises:
+        ModelError: there is one.
+    """
+    draft = startup.settings.draft_model
+    if draft is None:
+        return
+    if isinstance(startup.config, EncoderConfig):
+        raise ModelError(
+            f"--draft-model {draft} has nothing to guess: {startup.source.name} writes no text; leave it out."
+        )
+    if device.kind != "cpu":
+        raise ModelError(
+            f"--draft-model {draft} is not computed on a GPU yet ({device.reason}): leave it out, or use --device cpu."
+        )
 
 
 class Starter:

@@ -21,11 +21,13 @@ SHORTEST_MATCH = 2  # one token recurs by chance
 _MEMORY = 0.98  # weight of a step relative to the next one: about 50 steps count
 _ROW_SHARE = 0.15  # of a step with one row, what a further row is taken to add until steps of several sizes were seen
 _PRIOR = 64.0  # how much that counts: rows squared, summed over steps
-_LONGEST = 3.0  # times the usual step: what is longer was held up by something else
+_LONGEST = (
+    3.0  # times the usual step, or what one of as many rows should take: what is longer was held up by something else
+)
 _LEAST = 0.02
 # Guesses at the price bring nothing, and all cost some planning; where nobody waits for a place, a sequence that ends sooner leaves
 # its rows to nobody. So they have to be so much better.
-_MARGIN = 1.3
+MARGIN = 1.3
 _OWN = 0.9  # memory of a request's hits, from one verification to the next
 _TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
 _ALL = 0.99  # memory of the hits of all requests
@@ -39,17 +41,18 @@ class RowPrice:
 
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._tokens = 0.0
-        self._squares = self._products = 0.0
+        self._squares = self._products = self._besides = 0.0
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
         """A step that only decoded computed so many rows and brought so many tokens in this time."""
         if seconds <= 0 or not rows:
             return
         if self._weight > 1:
-            seconds = min(seconds, _LONGEST * self._seconds / self._weight)
+            seconds = min(seconds, _LONGEST * max(self._seconds / self._weight, self.seconds_of(rows)))
         self._weight = _MEMORY * self._weight + 1
         self._rows = _MEMORY * self._rows + rows
         self._seconds = _MEMORY * self._seconds + seconds
+        self._besides *= _MEMORY
         self._tokens = _MEMORY * self._tokens + tokens
         self._squares = _MEMORY * self._squares + rows * rows
         self._products = _MEMORY * self._products + rows * seconds
@@ -58,11 +61,30 @@ class RowPrice:
     def chance(self) -> float:
         """With what chance a guess must be right to be worth its row."""
         if not self._weight:
-            return _MARGIN * _ROW_SHARE
-        return max(_LEAST, _MARGIN * self._row_seconds() * self._tokens / self._seconds)
+            return MARGIN * _ROW_SHARE
+        return max(_LEAST, MARGIN * self.row_seconds * self.rate)
 
-    def _row_seconds(self) -> float:
-        """Slope of the line through (rows, seconds) of recent steps, drawn towards what is taken for granted."""
+    def spend(self, seconds: float) -> None:
+        """Guessing took so long, besides the steps."""
+        self._besides += seconds
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; 0 until there was a step."""
+        return self._tokens / (self._seconds + self._besides) if self._weight else 0.0
+
+    def seconds_of(self, rows: int) -> float:
+        """What a step of so many rows takes; 0 until there was one."""
+        if not self._weight:
+            return 0.0
+        usual, seconds = self._rows / self._weight, self._seconds / self._weight
+        return max(0.0, seconds + self.row_seconds * (rows - usual))
+
+    @property
+    def row_seconds(self) -> float:
+        """What a row adds: slope of the line through (rows, seconds) of recent steps, drawn towards what is taken for granted."""
+        if not self._weight:
+            return 0.0
         rows, seconds = self._rows / self._weight, self._seconds / self._weight
         spread = max(0.0, self._squares - self._weight * rows * rows)
         together = self._products - self._weight * rows * seconds

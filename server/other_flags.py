@@ -3,7 +3,7 @@
 _MODEL = "the model is the argument MODEL: `headrace serve MODEL`"
 _ALWAYS = "that is always so: leave it out"
 _ADAPTERS = "adapters are not served"
-_DRAFTS = "speculative decoding is not served"
+_DRAFTS = "--draft-model"
 _TOOLS = "tool calls are not served"
 _IMAGES = "images are not served"
 
@@ -61,7 +61,7 @@ _MEANINGS = {
     "--lora": _ADAPTERS,
     "--lora-modules": _ADAPTERS,
     "--enable-lora": _ADAPTERS,
-    "--speculative-config": _DRAFTS,
+    "--speculative-config": "tokens are guessed ahead as --speculation says, by a draft model with --draft-model",
     "--model-draft": _DRAFTS,
     "-md": _DRAFTS,
     "--enable-auto-tool-choice": _TOOLS,

@@ -161,6 +161,18 @@ def read_token_names(folder: Path) -> TokenNames:
     return TokenNames(tuple(named), control, ids.text_of)
 
 
+def read_token_texts(folder: Path) -> dict[int, str]:
+    """How the tokenizer of a Hugging Face folder spells each id, as far as `tokenizer.json` says it.
+
+    Raises:
+        ModelError: a file is not JSON.
+    """
+    path = folder / "tokenizer.json"
+    tokenizer = read_json(path) if path.is_file() else {}
+    texts = {token_id: text for text, token_id in _vocabulary(tokenizer.get("model")).items() if _is_id(token_id)}
+    return texts | {token_id: text for token_id, text, _ in _entries(tokenizer.get("added_tokens"))}
+
+
 class _Ids:
     """Ids by text and texts by id; added tokens stand before the vocabulary's."""
 

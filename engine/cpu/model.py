@@ -101,6 +101,10 @@ class FastModel:
         context: longest sequence, in tokens.
         threads: how many compute.
 
+    Attributes:
+        head: its weights.
+        ops: the team that computes.
+
     Raises:
         ValueError: `arithmetic` has no library.
     """
@@ -132,10 +136,11 @@ class FastModel:
             cos=cos.flatten(1).contiguous(),
             sin=sin[:, 0, 1].contiguous(),
         )
-        self._ops = NativeOps(arithmetic.library, threads)
-        if self._ops.tiles != NO_TILES:
-            log.info("int8 products in AMX's %s, as measured on this processor", self._ops.tiles)
-        self._decoder = NativeDecoder(self._ops, model)
+        self.head = weights.head
+        self.ops = NativeOps(arithmetic.library, threads)
+        if self.ops.tiles != NO_TILES:
+            log.info("int8 products in AMX's %s, as measured on this processor", self.ops.tiles)
+        self._decoder = NativeDecoder(self.ops, model)
 
     def forward(self, inputs: Sequence[SequenceInput]) -> Tensor:
         """Compute the chunks, which have no LoRA adapter (`CpuBackend.adapters`); the last layer computes only the wanted rows."""
@@ -150,4 +155,4 @@ class FastModel:
 
     def mask(self, logits: Tensor, rows: Sequence[int], allowed: MaskArray) -> None:
         """By all threads."""
-        self._ops.mask(logits, rows, torch.from_numpy(allowed))
+        self.ops.mask(logits, rows, torch.from_numpy(allowed))

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from engine.drafting.history import TokenHistory
 from engine.drafting.recent import RecentAnswers
@@ -37,18 +38,28 @@ class _Guessed:
         return price > _CHEAP and known % min(_RAREST, 1 << (self.fruitless // _FRUITLESS)) != 0
 
 
+class Rival(Protocol):
+    """Another who guesses, by other means."""
+
+    def value(self, request_id: str) -> float:
+        """Tokens that its guesses for a request would bring beyond their price."""
+        ...
+
+
 class PromptLookup:
     """Proposes what followed the newest tokens before: in the request's prompt, answer or prediction, or in an answer of late.
 
     Args:
         at_once: whether a worker takes one step at a time, and gets sequences that were held back with the very next one.
+        rival: who guesses after it where it has no guess, and so where its own are worth less.
     """
 
     name = "prompt lookup"
     reads_predictions = True
 
-    def __init__(self, *, at_once: bool) -> None:
+    def __init__(self, *, at_once: bool, rival: Rival | None = None) -> None:
         self._at_once = at_once
+        self._rival = rival
         self._price = RowPrice()
         self._chances = HitChances()
         self._recent = RecentAnswers()
@@ -106,7 +117,12 @@ class PromptLookup:
         if not following:
             guessed.fruitless += 1
             return []
-        count = worth_guessing(self._chances.of(guessed.length, guessed.own), price)
+        chance = self._chances.of(guessed.length, guessed.own)
+        count = worth_guessing(chance, price)
+        if count and self._rival is not None:
+            value = sum(chance**place - price for place in range(1, min(count, len(following)) + 1))
+            if self._rival.value(candidate.request_id) > value:
+                return []
         if not count:
             guessed.fruitless += 1
             guessed.unguessed += 1

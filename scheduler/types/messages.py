@@ -116,6 +116,8 @@ class MemoryPlan:
     available_by: str = ""  # what says how much is available
     cores: str = ""  # how many may be kept busy, and what says so
     weights_holders: int = 1  # engines that have these weights in memory together, once
+    draft: int = 0  # weights and activations of a draft model
+    draft_kv_per_token: int = 0  # of its own KV, of which there are as many blocks
 
 
 @dataclass(slots=True, kw_only=True)

@@ -159,7 +159,9 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     pool = plan.kv_per_token * plan.block_size * plan.blocks
     holders = plan.weights_holders
     shared = f"its part of {size(plan.weights)}, which {holders} engines share" if holders > 1 else ""
-    total = plan.weights // holders + pool + plan.activations
+    draft_pool = plan.draft_kv_per_token * plan.block_size * plan.blocks
+    draft = [("draft model", size(plan.draft + draft_pool), f"{size(draft_pool)} of it for its own KV")]
+    total = plan.weights // holders + pool + plan.activations + plan.draft + draft_pool
     bound = "max_model_len" if plan.context == plan.max_model_len else "as much as the pool holds"
     rows = [
         ("weights", size(plan.weights // holders), shared),
@@ -167,6 +169,7 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
         if pool
         else ("no KV", "", "each text is computed whole, and nothing of it is kept"),
         ("activations", size(plan.activations), ""),
+        *(draft if plan.draft else []),
         (
             "together",
             size(total),

@@ -17,6 +17,7 @@ OTHER = {int: 2048, float: 0.25, str: "other", bool: True}
 
 # What else has to be set for a knob to be read at all.
 PARTNERS = {
+    "speculation": {"draft_model": "small.gguf"},
     "allow_long_max_model_len": {"max_model_len": 2048},
     "kv_disk_gib": {"kv_disk_path": "kv"},
     "protect_kv": {"kv_host_gib": 1.0},

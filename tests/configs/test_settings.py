@@ -22,7 +22,7 @@ GPU_VALUES = {
     "gpu_shared_prefixes": True,
     "gpu_memory_fraction": 0.9,
 }
-CPU_VALUES = {"cpu_precision": "fast", "kv_memory_fraction": 0.4}
+CPU_VALUES = {"cpu_precision": "fast", "kv_memory_fraction": 0.4, "draft_model": "small.gguf"}
 KEYS = {"api_key": ["sesame", "open-up"]}
 NO_CACHE = {"prefix_caching": False}
 
@@ -70,6 +70,10 @@ PAIRS = [
     ({"priority_aging_seconds": 5.0}, {"priority_scope": "none"}, {"priority_scope": "all"}),
     ({"cpu_precision": "fast"}, {"block_size": 8}, {"block_size": 16}),
     ({"speculation": "lookup"}, {"gpu_kv": "fp8"}, {"gpu_kv": "auto"}),
+    ({"speculation": "draft"}, {"draft_model": None}, {"draft_model": "small.gguf"}),
+    ({"draft_model": "small.gguf"}, {"speculation": "off"}, {"speculation": "auto"}),
+    ({"draft_model": "small.gguf"}, {"speculation": "lookup"}, {"speculation": "draft"}),
+    ({"draft_model": "small.gguf"}, {"cpu_precision": "exact"}, {"cpu_precision": "fast"}),
     ({"host": "::"}, {"uds": "x.sock"}, {"uds": None}),
     ({"port": 80}, {"uds": "x.sock"}, {"uds": None}),
     ({"tls_key": "k.pem"}, {"tls_cert": None}, {"tls_cert": "c.pem"}),

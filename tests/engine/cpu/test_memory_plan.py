@@ -11,7 +11,8 @@ from configs.settings import Settings
 from engine.cgroups import Bound
 from engine.cpu import memory_plan
 from engine.cpu.formats import Arithmetic
-from engine.cpu.memory_plan import activation_bytes, plan_memory
+from engine.cpu.memory_plan import NO_DRAFT, activation_bytes, draft_memory, plan_memory
+from engine.drafting.draft_files import DraftFiles
 from engine.kv_store.tiers import DiskTier, HostTier
 from engine.memory import SCORED_ROWS
 from engine.models.layout import weights_bytes
@@ -30,9 +31,9 @@ def config(smollm2_source):
 def plan(monkeypatch, smollm2_source, config):
     """The plan for settings on a machine with `gib` GiB available."""
 
-    def make(gib, *, model=config, tiers=(), **settings):
+    def make(gib, *, model=config, tiers=(), draft=NO_DRAFT, **settings):
         monkeypatch.setattr(memory_plan, "free_memory", lambda: Bound(gib * GIB, "the test"))
-        return plan_memory(Settings(**settings), smollm2_source, model, EXACT, tiers)
+        return plan_memory(Settings(**settings), smollm2_source, model, EXACT, tiers, draft=draft)
 
     return make
 
@@ -51,6 +52,23 @@ def test_the_pool_is_a_share_of_what_the_weights_leave(plan, config):
     assert made.concurrent == pytest.approx(made.blocks / 256)
     half = plan(8, kv_memory_fraction=0.2)
     assert half.blocks == pytest.approx(made.blocks / 2, abs=1)
+
+
+def test_a_draft_model_has_its_weights_and_as_many_blocks(plan, config, smollm2_source):
+    settings = Settings(cpu_precision="exact", speculation="draft", draft_model=str(smollm2_source.path))
+    draft = draft_memory(settings, DraftFiles(smollm2_source, config))
+    assert draft.fixed == weights_bytes(config) + activation_bytes(settings, config)
+    assert draft.kv_per_token == config.kv_bytes_per_token
+    alone, both = plan(8), plan(8, draft=draft)
+    assert (both.draft, both.draft_kv_per_token) == (draft.fixed, draft.kv_per_token)
+    left = 8 * GIB - both.weights - both.activations - draft.fixed - memory_plan.RUNTIME_BYTES
+    block = (both.kv_per_token + draft.kv_per_token) * both.block_size
+    assert 0.4 * left - block < block * both.blocks <= 0.4 * left
+    assert both.blocks < alone.blocks / 1.9
+    with pytest.raises(ModelError, match="for weights and activations and the draft model and"):
+        plan(1.3, draft=draft)
+    with pytest.raises(ModelError, match=r"--kv-blocks 5000 takes 13\.73 GiB"):
+        plan(8, draft=draft, kv_blocks=5000)
 
 
 def test_no_more_than_64_longest_requests_are_taken_unasked(plan):

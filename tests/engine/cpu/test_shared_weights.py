@@ -159,7 +159,7 @@ def test_a_backend_packs_for_all_engines_and_computes_what_one_does(memory, monk
         startup = Startup(settings, source, read_config(source), lambda name: memoryview(b""), lambda work: work())
         backend = CpuBackend(startup, "for the test")
         plan = backend.plan()
-        return plan, backend._model(plan).forward([rows])
+        return plan, backend.load(plan)._model.forward([rows])
 
     alone, expected = hidden()
     share = Share(engine="engine-0", engines=2, memory=2**40, cores=1, devices=[], weights=memory)

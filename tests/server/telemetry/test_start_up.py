@@ -87,6 +87,17 @@ def test_the_plan_adds_up():
     assert "512 tokens (max_model_len); 2.0 requests" in lines[-1]
 
 
+def test_a_draft_model_is_a_line_of_the_plan():
+    plan = MemoryPlan(
+        weights=100 * 2**20, kv_per_token=2**10, block_size=32, blocks=32, activations=2**20, available=2**30,
+        max_model_len=512, context=512, concurrent=2.0, arithmetic="exact: why", draft=2**20, draft_kv_per_token=2**9,
+    )  # fmt: skip
+    lines = plan_lines(plan)
+    (line,) = [line for line in lines if "draft model" in line]
+    assert "1.5 MiB" in line and "512.0 KiB of it for its own KV" in line
+    assert any("together" in line and "103.5 MiB" in line for line in lines)
+
+
 def test_the_phases_add_up_to_the_total():
     lines = phase_lines([StartPhase(name="import", seconds=1.25), StartPhase(name="load", seconds=0.5)], 2.0)
     seconds = [float(line.split()[-2]) for line in lines[1:]]
