@@ -25,13 +25,17 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tiny:
-    """A recipe: transformers' config class and what differs from `SHAPE`."""
+    """A recipe: transformers' classes and what differs from `SHAPE`.
+
+    `part` is the word more in the config's name where it is a part of another's.
+    """
 
     kind: str
     changes: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
 
     def config(self) -> Any:
-        return getattr(transformers, f"{self.kind}Config")(**(SHAPE | self.changes))
+        return getattr(transformers, f"{self.kind}{self.part}Config")(**(SHAPE | self.changes))
 
 
 def rope(kind: str, theta: float = 10000.0, **values: Any) -> dict[str, Any]:
@@ -40,6 +44,14 @@ def rope(kind: str, theta: float = 10000.0, **values: Any) -> dict[str, Any]:
 
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=128)
+BY_LAYER = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+
+def rope_by_layer(**full: Any) -> dict[str, Any]:
+    sliding = {"rope_type": "default", "rope_theta": 100.0}
+    return {"rope_parameters": {"full_attention": {"rope_theta": 5e4, **full}, "sliding_attention": sliding}}
+
+
 TINY: dict[str, Tiny] = {
     "llama": Tiny("Llama"),
     "llama-tied": Tiny("Llama", {"tie_word_embeddings": True}),
@@ -58,6 +70,33 @@ TINY: dict[str, Tiny] = {
     "qwen2-sliding": Tiny("Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
     "qwen3": Tiny("Qwen3", {"head_dim": 32}),
     "qwen3-biased": Tiny("Qwen3", {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True}),
+    "gemma": Tiny("Gemma", {"head_dim": 32}),
+    "gemma2": Tiny(
+        "Gemma2",
+        {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0}
+        | {"final_logit_softcapping": 4.0},
+    ),
+    "gemma3": Tiny(
+        "Gemma3",
+        {"head_dim": 32, "query_pre_attn_scalar": 24, **BY_LAYER, **rope_by_layer(rope_type="linear", factor=4.0)},
+        part="Text",
+    ),
+    "smollm3": Tiny("SmolLM3", {"pad_token_id": 0, "no_rope_layer_interval": 2, "attention_bias": True}),
+    "smollm3-sliding": Tiny(
+        "SmolLM3", {"pad_token_id": 0, "no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 24}
+    ),
+    "granite": Tiny(
+        "Granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.0},
+    ),
+    "phi3": Tiny("Phi3", {"pad_token_id": 0, **rope("default", partial_rotary_factor=0.5)}),
+    "phi3-sliding": Tiny("Phi3", {"pad_token_id": 0, "sliding_window": 24}),
+    "olmo2": Tiny("Olmo2", {"pad_token_id": 0}),
+    "olmo3": Tiny(
+        "Olmo3",
+        {"pad_token_id": 0, **BY_LAYER}
+        | rope_by_layer(rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
+    ),
 }
 
 
@@ -71,7 +110,8 @@ def made(tiny: Tiny, seed: int) -> PreTrainedModel:
     model = getattr(transformers, f"{tiny.kind}ForCausalLM")(tiny.config()).eval()
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
-        mean = 1.0 if key.endswith("norm.weight") else 0.0
+        offset = tiny.kind.startswith("Gemma")  # whose norms are stored as w - 1
+        mean = 1.0 if key.endswith("norm.weight") and not offset else 0.0
         parameter.data.normal_(mean, 0.2, generator=generator)
     return model
 

@@ -40,6 +40,32 @@ class YarnScaling:
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How positions turn queries and keys: the base of the frequencies, and what is done to them."""
+
+    theta: float
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        if not self.theta > 1:
+            raise ModelError(f"the model's rope_theta is {self.theta}; it must be greater than 1.")
+        scaling = self.scaling
+        if scaling is None:
+            return
+        if not scaling.factor > 0:
+            raise ModelError(f"the model's rotary factor is {scaling.factor}; it must be greater than 0.")
+        if not isinstance(scaling, LinearScaling) and scaling.original_max_position < 1:
+            raise ModelError(
+                f"the model's original_max_position_embeddings is {scaling.original_max_position}; it must be at least 1."
+            )
+        if isinstance(scaling, Llama3Scaling) and not scaling.low_freq_factor < scaling.high_freq_factor:
+            raise ModelError(
+                f"the model's low_freq_factor {scaling.low_freq_factor} must be less than its high_freq_factor "
+                f"{scaling.high_freq_factor}."
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Shape of one decoder-only model; `architecture` names the family that says what is computed with it.
@@ -47,7 +73,8 @@ class ModelConfig:
     Sizes count elements. `sliding_window` is the number of newest tokens, the token itself included, that layers with
     `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type; a
     GPU computes in float16 for `float16` and in bfloat16 for all others, a CPU does not look at it. `rotary_dim` is how many
-    dimensions of each head are rotated, its first ones; None: all. `pooling` says how vectors are made of its states.
+    dimensions of each head are rotated, its first ones; None: all. `window_rotation` is that of layers with a sliding window; None:
+    that of all others. Layers in `unrotated_layers` turn nothing. `pooling` says how vectors are made of its states.
     """
 
     architecture: str
@@ -72,6 +99,8 @@ class ModelConfig:
     ends: tuple[EndToken, ...]
     dtype: str
     rotary_dim: int | None = None
+    window_rotation: Rotation | None = None
+    unrotated_layers: tuple[int, ...] = ()
     scales: Scales = UNSCALED
     pooling: PoolingRules = UNSTATED
 
@@ -80,9 +109,7 @@ class ModelConfig:
         for name in (*sizes, "max_position"):
             if getattr(self, name) < 1:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.rope_theta > 1:
-            raise ModelError(f"the model's rope_theta is {self.rope_theta}; it must be greater than 1.")
-        self._check_rope_scaling()
+        self._check_rotation()
         if self.heads % self.kv_heads:
             raise ModelError(f"{self.heads} attention heads cannot share {self.kv_heads} KV heads evenly.")
         if self.head_dim % 2:
@@ -99,21 +126,17 @@ class ModelConfig:
             if not 0 <= end.token_id < self.vocab_size:
                 raise ModelError(f"the end of an answer, token {end}, is outside the vocabulary of {self.vocab_size}.")
 
-    def _check_rope_scaling(self) -> None:
-        scaling = self.rope_scaling
-        if scaling is None:
-            return
-        if not scaling.factor > 0:
-            raise ModelError(f"the model's rotary factor is {scaling.factor}; it must be greater than 0.")
-        if not isinstance(scaling, LinearScaling) and scaling.original_max_position < 1:
-            raise ModelError(
-                f"the model's original_max_position_embeddings is {scaling.original_max_position}; it must be at least 1."
-            )
-        if isinstance(scaling, Llama3Scaling) and not scaling.low_freq_factor < scaling.high_freq_factor:
-            raise ModelError(
-                f"the model's low_freq_factor {scaling.low_freq_factor} must be less than its high_freq_factor "
-                f"{scaling.high_freq_factor}."
-            )
+    def _check_rotation(self) -> None:
+        Rotation(self.rope_theta, self.rope_scaling)  # which checks its numbers
+        if self.window_rotation is not None and self.sliding_window is None:
+            raise ModelError("the model says how layers with a sliding window are rotated, and has none.")
+        if any(not 0 <= layer < self.layers for layer in self.unrotated_layers):
+            raise ModelError(f"the layers {self.unrotated_layers} without rotation are not among the {self.layers}.")
+
+    @property
+    def rotation(self) -> Rotation:
+        """How queries and keys are turned, in layers of which `window_rotation` says nothing else."""
+        return Rotation(self.rope_theta, self.rope_scaling)
 
     @property
     def max_model_len(self) -> int:

@@ -7,11 +7,11 @@ loader reads; the rest of the arithmetic follows from metadata and from which te
 from dataclasses import dataclass
 from typing import Any
 
-from configs.model.config import LinearScaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.config import LinearScaling, ModelConfig, RopeScaling, Rotation, YarnScaling
 from configs.model.ends import gguf_ends
 from configs.model.fields import Fields
 from configs.model.gguf_header import GgufHeader
-from configs.model.hf import Window, WindowRule, no_window
+from configs.model.hf import UnrotatedRule, Window, WindowRule, all_rotated, no_window
 from configs.model.hf_rope import yarn_magnitude
 from configs.model.pooling import gguf_pooling
 from configs.model.scales import NO_SCALES, ScaleRules
@@ -24,8 +24,9 @@ _ARITHMETIC: dict[str, tuple[Any, ...]] = {
     ),
     "attn_logit_softcapping": (0.0,),
     "final_logit_softcapping": (0.0,),
-    # llama.cpp describes windows on some layers by a pattern; no architecture we know writes one.
     "attention.sliding_window_pattern": (),
+    "rope.freq_base_swa": (),
+    "rope.freq_base_local": (),
 }
 
 
@@ -33,6 +34,26 @@ def window_on_every_layer(fields: Fields, layers: int) -> Window:
     """One window for all layers, if the file gives one."""
     window = fields.integer("attention.sliding_window", 0)
     return (window, (True,) * layers) if window else no_window(fields, layers)
+
+
+def window_on_all_but_every(period: int, default: int) -> WindowRule:
+    """A window on all layers but each `period`-th, which llama.cpp knows by the architecture, unless the file says on which."""
+
+    def window(fields: Fields, layers: int) -> Window:
+        size, pattern = fields.integer("attention.sliding_window", default), fields.value(_PATTERN, period)
+        if isinstance(pattern, list) and len(pattern) == layers and all(isinstance(slides, bool) for slides in pattern):
+            sliding = tuple(pattern)
+        elif isinstance(pattern, int) and pattern > 0:
+            sliding = tuple((layer + 1) % pattern != 0 for layer in range(layers))
+        else:
+            raise fields.refusal(f"{_PATTERN} is {pattern!r}, neither a number nor true or false for each layer")
+        return (size, sliding) if size and any(sliding) else no_window(fields, layers)
+
+    return window
+
+
+_PATTERN = "attention.sliding_window_pattern"
+SAME = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +64,18 @@ class GgufRules:
         window: which layers have a sliding window.
         partial_rotary: whether `rope.dimension_count` may be a part of each head.
         scales: scales and soft caps.
+        window_theta: base of the frequencies on layers with a window, unless the file gives one, where nothing scales them; `SAME`:
+            that of the others. None: they are rotated as the others.
+        unrotated: which layers turn nothing.
+        head_norms: whether norms of queries and keys are of each head, where a file has them.
     """
 
     window: WindowRule = window_on_every_layer
     partial_rotary: bool = False
     scales: ScaleRules = NO_SCALES
+    window_theta: float | None = None
+    unrotated: UnrotatedRule = all_rotated
+    head_norms: bool = True
 
 
 LIKE_LLAMA = GgufRules()
@@ -70,6 +98,11 @@ def config_from_gguf(header: GgufHeader, architecture: str, rules: GgufRules) ->
         fields.must_be("rope.dimension_count", head_dim)
     rotary_dim = fields.integer("rope.dimension_count", head_dim)
     (window, sliding), scales = rules.window(fields, layers), rules.scales.read(fields, head_dim)
+    rotation = Rotation(fields.number("rope.freq_base", 10000.0), _rope_scaling(fields, max_position))
+    window_rotation = None
+    if rules.window_theta is not None:
+        base = rules.window_theta or rotation.theta
+        window_rotation = Rotation(_one_of(fields, "rope.freq_base_swa", "rope.freq_base_local", absent=base))
     fields.refuse_unread(_ARITHMETIC)
     if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{header.path.name} has no tensor token_embd.weight; is this a complete model?")
@@ -84,19 +117,21 @@ def config_from_gguf(header: GgufHeader, architecture: str, rules: GgufRules) ->
         kv_heads=fields.integer("attention.head_count_kv", heads),
         head_dim=head_dim,
         rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=fields.number("rope.freq_base", 10000.0),
-        rope_scaling=_rope_scaling(fields, max_position),
+        rope_theta=rotation.theta,
+        rope_scaling=rotation.scaling,
         sliding_window=window,
         sliding_layers=sliding,
         qkv_bias="blk.0.attn_q.bias" in header.tensors,
         o_bias="blk.0.attn_output.bias" in header.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in header.tensors,
+        qk_norm=rules.head_norms and "blk.0.attn_q_norm.weight" in header.tensors,
         tie_word_embeddings="output.weight" not in header.tensors,
         max_position=max_position,
         ends=gguf_ends(header.metadata, header.path.name, vocab_size),
         dtype="gguf",
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
+        window_rotation=window_rotation if window and window_rotation != rotation else None,
+        unrotated_layers=rules.unrotated(fields, sliding),
         scales=scales,
         pooling=gguf_pooling(fields),
     )
@@ -140,11 +175,11 @@ def _rope_scaling(fields: Fields, max_position: int) -> RopeScaling | None:
     )
 
 
-def _one_of(fields: Fields, *keys: str) -> float:
-    """The factor that a file gives under one of these names or under all; 1 where it is absent or 0."""
+def _one_of(fields: Fields, *keys: str, absent: float = 1.0) -> float:
+    """The number that a file gives under one of these names or under all; `absent` where it is left out or 0."""
     given = {key: factor for key in keys if (factor := fields.number(key, 0.0))}
     if len(set(given.values())) > 1:
         raise fields.refusal(
             " and ".join(f"{key}={factor}" for key, factor in given.items()) + " contradict each other"
         )
-    return next(iter(given.values()), 1.0)
+    return next(iter(given.values()), absent)

@@ -11,7 +11,7 @@ from typing import Any
 from configs.model.config import ModelConfig
 from configs.model.ends import TokenNames
 from configs.model.fields import Fields
-from configs.model.hf_rope import read_rope, read_rotary_dim
+from configs.model.hf_rope import WindowRope, read_rope, read_rotary_dim
 from configs.model.scales import NO_SCALES, ScaleRules
 from configs.model.source import ModelError
 
@@ -30,6 +30,10 @@ _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": (1,),
     "clip_qkv": (),
     "use_parallel_residual": (False,),
+    "use_bidirectional_attention": (False,),
+    "use_qk_norm": (False,),
+    "no_rope_layers": (),
+    "rope_local_base_freq": (),
     "num_experts": (0, 1),
     "num_local_experts": (0, 1),
     "n_routed_experts": (0, 1),
@@ -52,13 +56,23 @@ def window_on_all_layers(fields: Fields, layers: int) -> Window:
     return fields.integer("sliding_window", 4096), (True,) * layers
 
 
-def window_but_every(period: int, key: str = "sliding_window", default: int = 4096) -> WindowRule:
-    """A window on the layers that `layer_types` names, else on all but each `period`-th."""
+def window_where_given(fields: Fields, layers: int) -> Window:
+    """One window for all layers, if the file gives one."""
+    return no_window(fields, layers) if fields.value("sliding_window") is None else window_on_all_layers(fields, layers)
+
+
+def window_but_every(
+    period: int, key: str = "sliding_window", default: int = 4096, period_key: str | None = None
+) -> WindowRule:
+    """A window on the layers that `layer_types` names, else on all but each `period`-th, or as often as `period_key` says."""
 
     def window(fields: Fields, layers: int) -> Window:
         if fields.value(key, default) is None:
             return no_window(fields, layers)
-        sliding = _by_type(fields) or tuple((layer + 1) % period != 0 for layer in range(layers))
+        every = fields.integer(period_key, period) if period_key else period
+        if every < 1:
+            raise fields.refusal(f"{period_key} is {every}; it must be at least 1")
+        sliding = _by_type(fields) or tuple((layer + 1) % every != 0 for layer in range(layers))
         return (fields.integer(key, default) if any(sliding) else None), sliding
 
     return window
@@ -85,6 +99,15 @@ def _by_type(fields: Fields) -> tuple[bool, ...] | None:
     raise ModelError(f"{_WHERE}: layer_types may hold full_attention and sliding_attention, not {types!r}.")
 
 
+UnrotatedRule = Callable[[Fields, tuple[bool, ...]], tuple[int, ...]]  # by which layers have a sliding window
+
+
+def all_rotated(fields: Fields, sliding: tuple[bool, ...]) -> tuple[int, ...]:
+    """Every layer turns its queries and keys."""
+    del fields, sliding
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HfRules:
     """How the transformers class of one model family reads a `config.json`.
@@ -100,6 +123,10 @@ class HfRules:
         mlp_bias: likewise.
         qk_norm: whether the class norms queries and keys.
         window: which layers have a sliding window.
+        rms_norm_eps: where it is left out.
+        rope_theta: likewise.
+        window_rope: how layers with a sliding window are rotated, if not as the others.
+        unrotated: which layers turn nothing.
         rotary_factor: `partial_rotary_factor` where it is left out; None: the class rotates whole heads and reads no factor.
         scales: scales and soft caps.
         tied: `tie_word_embeddings` where it is left out.
@@ -116,6 +143,10 @@ class HfRules:
     mlp_bias: bool | str = False
     qk_norm: bool = False
     window: WindowRule = no_window
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    window_rope: WindowRope | None = None
+    unrotated: UnrotatedRule = all_rotated
     rotary_factor: float | None = None
     scales: ScaleRules = NO_SCALES
     tied: bool = False
@@ -137,8 +168,9 @@ def config_from_hf(
     layers, heads = fields.layers("num_hidden_layers"), fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     max_position = fields.integer("max_position_embeddings", rules.max_position)
-    theta, scaling = read_rope(fields, max_position)
+    rotation, window_rotation = read_rope(fields, max_position, rules.rope_theta, rules.window_rope)
     window, sliding = rules.window(fields, layers)
+    unrotated = rules.unrotated(fields, sliding)
     head_dim = fields.integer("head_dim", rules.head_dim or hidden // max(1, heads))
     rotary_dim, scales = read_rotary_dim(fields, rules.rotary_factor, head_dim), rules.scales.read(fields, head_dim)
     fields.refuse_unread(_ARITHMETIC)
@@ -153,9 +185,9 @@ def config_from_hf(
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", rules.kv_heads or heads),
         head_dim=head_dim,
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        rms_norm_eps=fields.number("rms_norm_eps", rules.rms_norm_eps),
+        rope_theta=rotation.theta,
+        rope_scaling=rotation.scaling,
         sliding_window=window,
         sliding_layers=sliding,
         qkv_bias=_flag(fields, rules.qkv_bias),
@@ -167,6 +199,8 @@ def config_from_hf(
         ends=names.end_tokens([(file, values.tokens("eos_token_id")) for file, values in eos], vocab_size),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         rotary_dim=rotary_dim,
+        window_rotation=window_rotation if window and window_rotation != rotation else None,
+        unrotated_layers=unrotated,
         scales=scales,
     )
 

@@ -6,9 +6,10 @@ they are read as transformers does; where they do not, nobody can know which is 
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 
-from configs.model.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from configs.model.config import LinearScaling, Llama3Scaling, RopeScaling, Rotation, YarnScaling
 from configs.model.fields import Fields
 from configs.model.source import ModelError
 
@@ -25,21 +26,69 @@ _READ = {  # by type, beside what all of them read
     "yarn": {"factor", _LENGTH, "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
 }
 _THETA = 10000.0  # where a file gives none
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
-Rotation = tuple[float, RopeScaling | None]  # base of the frequencies, and what is done to them
+
+@dataclass(frozen=True, slots=True)
+class WindowRope:
+    """How a class rotates layers with a sliding window, if otherwise than the others: nothing scales them.
+
+    Attributes:
+        key: of their base of the frequencies; None: no key of old files says it.
+        default: the base where a file gives none.
+    """
+
+    key: str | None
+    default: float
 
 
-def read_rope(fields: Fields, max_position: int) -> Rotation:
+Rotations = tuple[Rotation, Rotation | None]  # of all layers, and what layers with a sliding window have otherwise
+
+
+def read_rope(fields: Fields, max_position: int, theta: float = _THETA, window: WindowRope | None = None) -> Rotations:
     """The rotary settings of a file whose `max_position_embeddings` is `max_position`.
+
+    Args:
+        fields: of the file.
+        max_position: where the file does not say what a scaling stretches.
+        theta: the base where the file gives none.
+        window: of a class that has settings of their own for layers with a sliding window.
 
     Raises:
         ModelError: settings that contradict each other, that are not implemented, or that lack a value.
     """
     given = {form: fields.values[form] for form in _FORMS if fields.values.get(form)}
-    found = {form: _rotation(fields, form, raw, max_position) for form, raw in given.items()}
+    if window is not None and any(_by_layer_type(raw) for raw in given.values()):
+        found: dict[str, Rotations] = {
+            form: _of_layer_types(fields, form, max_position, theta, window) for form, raw in given.items()
+        }
+        default: Rotations = (Rotation(theta), Rotation(window.default))
+    else:
+        sliding = None
+        if window is not None:
+            sliding = Rotation(fields.number(window.key, window.default) if window.key else window.default)
+        found = {form: (_rotation(fields, form, raw, max_position, theta), sliding) for form, raw in given.items()}
+        default = (Rotation(fields.number("rope_theta", theta)), sliding)
     if len(set(found.values())) > 1:
         raise _contradiction(given)
-    return next(iter(found.values()), (fields.number("rope_theta", _THETA), None))
+    return next(iter(found.values()), default)
+
+
+def _by_layer_type(raw: Any) -> bool:
+    return isinstance(raw, dict) and any(kind in raw for kind in _LAYER_TYPES)
+
+
+def _of_layer_types(fields: Fields, form: str, max_position: int, theta: float, window: WindowRope) -> Rotations:
+    """The settings under `full_attention` and `sliding_attention`, of which either may be left out or null."""
+    raw = fields.values[form]
+    if not isinstance(raw, dict) or raw.keys() - set(_LAYER_TYPES):
+        raise ModelError(f"{_WHERE}: {form} is {raw!r}, not an object with settings for {' and '.join(_LAYER_TYPES)}.")
+    full, sliding = (raw.get(kind) or {} for kind in _LAYER_TYPES)
+    other = Fields(fields.values, _WHERE, {"rope_theta": window.key or "rope_theta"})
+    return (
+        _rotation(fields, f"{form}.{_LAYER_TYPES[0]}", full, max_position, theta),
+        _rotation(other, f"{form}.{_LAYER_TYPES[1]}", sliding, max_position, window.default),
+    )
 
 
 def read_rotary_dim(fields: Fields, default: float | None, head_dim: int) -> int | None:
@@ -73,14 +122,14 @@ def read_rotary_dim(fields: Fields, default: float | None, head_dim: int) -> int
     return None if rotary_dim == head_dim else rotary_dim
 
 
-def _rotation(fields: Fields, form: str, raw: Any, max_position: int) -> Rotation:
+def _rotation(fields: Fields, form: str, raw: Any, max_position: int, theta: float) -> Rotation:
     if not isinstance(raw, dict):
         raise ModelError(f"{_WHERE}: {form} is {raw!r}, not an object.")
     if any(isinstance(value, dict) for value in raw.values()):
         raise ModelError(f"{_WHERE}: {form} has settings per layer type, which are not implemented.")
     rope = Fields(raw, f"{_WHERE} {form}")
     for key in ("rope_theta", _LENGTH):
-        _agree({f"{form}.{key}": raw.get(key), key: fields.values.get(key)})
+        _agree({f"{form}.{key}": raw.get(key), fields.key(key): fields.values.get(fields.key(key))})
     _agree({f"{form}.{key}": raw.get(key) for key in ("rope_type", "type")})
     kind = rope.text("rope_type", rope.text("type", "default"))
     if kind not in _READ:
@@ -88,7 +137,8 @@ def _rotation(fields: Fields, form: str, raw: Any, max_position: int) -> Rotatio
     unread = {key for key, value in raw.items() if value is not None} - _ALWAYS - _READ[kind]
     if unread:
         log.warning("%s: %s: the type %r does not read %s", _WHERE, form, kind, ", ".join(sorted(unread)))
-    return rope.number("rope_theta", fields.number("rope_theta", _THETA)), _scaling(kind, rope, fields, max_position)
+    base = rope.number("rope_theta", fields.number("rope_theta", theta))
+    return Rotation(base, _scaling(kind, rope, fields, max_position))
 
 
 def _agree(values: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Numbers by which model families scale and cap what they compute, and how their files give them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,12 +19,16 @@ class Scales:
         attention_scale: factor on the attention scores; None: head_dim ** -0.5.
         attention_soft_cap: attention scores s become cap * tanh(s / cap).
         final_soft_cap: likewise the logits.
+        residual_scale: factor on what attention and MLP add to the residual.
+        logit_scale: factor on the logits, before any cap.
     """
 
     embedding_scale: float | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     final_soft_cap: float | None = None
+    residual_scale: float | None = None
+    logit_scale: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -50,6 +55,33 @@ def given(key: str, default: float | None = None) -> Number:
     return number
 
 
+def root_of(key: str) -> Number:
+    """The square root of the whole number under a key: how Gemma scales embeddings."""
+    return lambda fields: fields.integer(key) ** 0.5
+
+
+def inverse_root_of(key: str, default: float) -> Number:
+    """One over the square root of the number under a key, or of `default`."""
+
+    def number(fields: Fields) -> float | None:
+        found = fields.number(key, default)
+        if not found > 0:
+            raise fields.refusal(f"{fields.key(key)} is {found}; it must be a positive number")
+        return math.pow(found, -0.5)
+
+    return number
+
+
+def inverse_of(key: str) -> Number:
+    """One over the number under a key, none where it is left out or 0."""
+
+    def number(fields: Fields) -> float | None:
+        divisor = given(key)(fields)
+        return None if divisor is None else 1 / divisor
+
+    return number
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleRules:
     """How one kind of file gives the `Scales` of a family's models: by a key (`given`), or derived from others."""
@@ -58,6 +90,8 @@ class ScaleRules:
     attention_scale: Number = none
     attention_soft_cap: Number = none
     final_soft_cap: Number = none
+    residual_scale: Number = none
+    logit_scale: Number = none
 
     def read(self, fields: Fields, head_dim: int) -> Scales:
         """The numbers of one model.
@@ -67,11 +101,18 @@ class ScaleRules:
         """
         attention_scale = self.attention_scale(fields)
         return Scales(
-            embedding_scale=self.embedding_scale(fields),
+            embedding_scale=_unless_one(self.embedding_scale(fields)),
             attention_scale=None if attention_scale == max(1, head_dim) ** -0.5 else attention_scale,
             attention_soft_cap=self.attention_soft_cap(fields),
             final_soft_cap=self.final_soft_cap(fields),
+            residual_scale=_unless_one(self.residual_scale(fields)),
+            logit_scale=_unless_one(self.logit_scale(fields)),
         )
+
+
+def _unless_one(factor: float | None) -> float | None:
+    """A factor that changes something."""
+    return None if factor == 1 else factor
 
 
 NO_SCALES = ScaleRules()

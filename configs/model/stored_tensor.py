@@ -1,7 +1,7 @@
 """Where a tensor's bytes are in a file, whatever kind of file it is."""
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _PIECE = 2**20  # bytes compared at once
@@ -18,6 +18,7 @@ class StoredTensor:
         shape: rows first.
         offset: of its first byte in the file.
         size: in bytes.
+        first_row: of the tensor with that name, of which this is a part; None: this is all of it.
     """
 
     name: str
@@ -26,6 +27,17 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     size: int
+    first_row: int | None = None
+
+    def split(self, *counts: int) -> "list[StoredTensor]":
+        """Its rows as several tensors, so many of them each; `counts` add up to all of them."""
+        assert sum(counts) == self.shape[0], f"{self.name} has {self.shape[0]} rows, not {counts}"
+        each, first, parts = self.size // self.shape[0], 0, []
+        for count in counts:
+            shape, offset = (count, *self.shape[1:]), self.offset + first * each
+            parts.append(replace(self, shape=shape, offset=offset, size=count * each, first_row=first))
+            first += count
+        return parts
 
     def equals(self, other: "StoredTensor") -> bool:
         """Whether both hold the same values in the same type and shape; reads both up to the first difference.

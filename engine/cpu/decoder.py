@@ -14,10 +14,10 @@ from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch
 from engine.cpu.formats import EXACT
 from engine.cpu.kv_pool import KvPool
-from engine.cpu.weights import Weights
+from engine.cpu.weights import LayerWeights, Weights
 from engine.models.family import Activation, Axis
 from engine.models.registry import family_of
-from engine.models.rope import Rope
+from engine.models.rope import LayerRopes
 from engine.tensor_parallel.process_group import ProcessGroup, SingleProcess
 from engine.tensor_parallel.shards import Shard, split_config
 from kernels.cpu.ops.gelu_mul import gelu_mul, gelu_tanh_mul
@@ -57,9 +57,10 @@ class Decoder:
         self._weights = weights
         self._words = Shard.of(config, self._group.rank, self._group.size).axes[Axis.VOCABULARY]
         self._gated = _GATED[family_of(config).activation]
-        self._rope = Rope(config, weights.rope_factors)
+        self._ropes = LayerRopes(config, weights.rope_factors)
         self._scale = config.attention_scale
         self._query_size = self.config.heads * config.head_dim
+        self._key_size = self.config.kv_heads * config.head_dim
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: KvPool) -> Tensor:
@@ -69,24 +70,28 @@ class Decoder:
             fp32 [rows, hidden] after the final norm.
         """
         eps, add_up, adapters = self.config.rms_norm_eps, self._group.sum, batch.adapters
-        turns = self._rope.rows(batch.positions)
+        turns = [rope.rows(batch.positions) for rope in self._ropes.ropes]
         hidden = self._embed(batch.token_ids)
         if self.config.scales.embedding_scale is not None:
             hidden *= self.config.scales.embedding_scale
+        share = self.config.scales.residual_scale or 1.0
         for index, layer in enumerate(self._weights.layers):
-            qkv = layer.qkv(rms_norm(hidden, layer.input_norm, eps), adapters)
-            self._place(qkv, layer.qk_norm, turns)
+            qkv, rope = layer.qkv(_normed(hidden, layer.input_norm, eps), adapters), self._ropes.of_layer[index]
+            self._place(qkv, layer, None if rope is None else turns[rope])
             mixed = add_up(layer.o(self._attend(qkv, index, batch, pool), adapters))
-            hidden += _normed(mixed, layer.after_attention_norm, eps)
-            gate_up = layer.gate_up(rms_norm(hidden, layer.post_norm, eps), adapters)
-            hidden += _normed(add_up(layer.down(self._gated(gate_up), adapters)), layer.after_mlp_norm, eps)
+            hidden.add_(_normed(mixed, layer.after_attention_norm, eps), alpha=share)
+            gate_up = layer.gate_up(_normed(hidden, layer.post_norm, eps), adapters)
+            added = add_up(layer.down(self._gated(gate_up), adapters))
+            hidden.add_(_normed(added, layer.after_mlp_norm, eps), alpha=share)
         return rms_norm(hidden, self._weights.final_norm, eps)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens after each row: fp32 [n, hidden] from `forward` to fp32 [n, vocab], on every rank."""
         logits = self._group.gather(F.linear(hidden, self._weights.head))[:, : self.config.vocab_size]
-        cap = self.config.scales.final_soft_cap
+        scale, cap = self.config.scales.logit_scale, self.config.scales.final_soft_cap
+        if scale is not None:
+            logits *= scale
         return logits if cap is None else soft_cap_(logits, cap)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
@@ -98,13 +103,27 @@ class Decoder:
         found = F.embedding(here, self._weights.embedding)
         return self._group.sum(found.masked_fill_(outside[:, None], 0.0))
 
-    def _place(self, qkv: Tensor, qk_norm: Tensor | None, turns: tuple[Tensor, Tensor]) -> None:
+    def _place(self, qkv: Tensor, layer: LayerWeights, turns: tuple[Tensor, Tensor] | None) -> None:
         """Norm and rotate queries and keys in place, both in one call."""
         config = self.config
         heads = qkv.view(len(qkv), -1, config.head_dim)[:, : config.heads + config.kv_heads]
-        if qk_norm is not None:
-            heads.copy_(rms_norm(heads, qk_norm, config.rms_norm_eps))
-        rope_(heads if config.rotary_dim is None else heads[..., : config.rotary_dim], *turns)
+        if layer.qk_norm is not None:
+            heads.copy_(rms_norm(heads, layer.qk_norm, config.rms_norm_eps))
+        if layer.wide_qk_norm is not None:
+            self._norm_across_heads(qkv, layer.wide_qk_norm)
+        if turns is not None:
+            rope_(heads if config.rotary_dim is None else heads[..., : config.rotary_dim], *turns)
+
+    def _norm_across_heads(self, qkv: Tensor, weight: Tensor) -> None:
+        """Norm all queries of a row as one vector, and all its keys as another, over the heads of all ranks."""
+        config, keys = self.config, self._key_size
+        parts = qkv[:, : self._query_size], qkv[:, self._query_size : self._query_size + keys]
+        squares = torch.stack([part.square().sum(1) for part in parts], dim=1)
+        # KV heads that several ranks keep count once for each.
+        widths = torch.tensor([self._query_size, keys]) * self._group.size
+        scale = torch.rsqrt(self._group.sum(squares) / widths + config.rms_norm_eps)
+        for index, (part, own) in enumerate(zip(parts, torch.split(weight, [self._query_size, keys]), strict=True)):
+            part.mul_(scale[:, index, None]).mul_(own)
 
     def _attend(self, qkv: Tensor, index: int, batch: Batch, pool: KvPool) -> Tensor:
         """Store keys and values of layer `index`, then attend: fp32 [rows, heads * dim]."""

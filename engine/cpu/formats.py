@@ -11,6 +11,7 @@ from configs.needs import FAST_BLOCK_UNIT
 from configs.settings import Settings
 from engine.loading.stored import stored_types
 from engine.models.abilities import VARIANTS, Abilities
+from engine.models.family import AFTER_NORMS, WIDE_NORMS
 from engine.models.layout import expected_shapes, weights_bytes
 from kernels.cpu.layouts import FORMATS, packed_size
 from kernels.cpu.variants import ACTIVATIONS, choose
@@ -18,7 +19,8 @@ from kernels.cpu.variants import ACTIVATIONS, choose
 EXACT = Abilities(
     who="the exact decoder's kernels",
     activations=("silu", "gelu", "gelu_tanh"),
-    after_norms=True,
+    more=(*AFTER_NORMS, *WIDE_NORMS),
+    optional=("input_norm", "post_norm"),
     variants=VARIANTS,
     instead="no other decoder computes it",
 )

@@ -31,12 +31,13 @@ class LayerWeights:
     is this rank's part of a sum, and only the first rank has their biases.
     """
 
-    input_norm: Tensor  # [hidden]
+    input_norm: Tensor | None  # [hidden]
     qkv: Product  # [(heads + 2 * kv_heads) * dim, hidden]
     qk_norm: Tensor | None  # [heads + kv_heads, dim]: the queries' norm for each query head, then the keys'
+    wide_qk_norm: Tensor | None  # [(heads + kv_heads) * dim]: of all queries as one vector, then of all keys
     o: Product  # [hidden, heads * dim]
     after_attention_norm: Tensor | None  # [hidden]; of what o gives, after the sum
-    post_norm: Tensor  # [hidden]
+    post_norm: Tensor | None  # [hidden]
     gate_up: Product  # [2 * intermediate, hidden]
     down: Product  # [hidden, intermediate]
     after_mlp_norm: Tensor | None  # [hidden]; likewise
@@ -109,12 +110,13 @@ class _ShardReader:
     def layer(self, index: int) -> LayerWeights:
         """The weights of one layer."""
         return LayerWeights(
-            input_norm=self.part(self.family.tensor("input_norm", index)),
+            input_norm=self._optional("input_norm", index),
             qkv=self._linear(_QKV, index, biased=self.config.qkv_bias),
             qk_norm=self._qk_norm(index) if self.config.qk_norm else None,
+            wide_qk_norm=self._wide_qk_norm(index) if self.family.has("wide_q_norm") else None,
             o=self._summed("o", index),
             after_attention_norm=self._optional("after_attention_norm", index),
-            post_norm=self.part(self.family.tensor("post_norm", index)),
+            post_norm=self._optional("post_norm", index),
             gate_up=self._linear(_GATE_UP, index, biased=self.config.mlp_bias),
             down=self._summed("down", index),
             after_mlp_norm=self._optional("after_mlp_norm", index),
@@ -160,3 +162,6 @@ class _ShardReader:
         queries = self.part(self.family.tensor("q_norm", index)).expand(len(here.axes[Axis.QUERIES]) // dim, -1)
         keys = self.part(self.family.tensor("k_norm", index)).expand(len(here.axes[Axis.KEYS]) // dim, -1)
         return torch.cat((queries, keys))
+
+    def _wide_qk_norm(self, index: int) -> Tensor:
+        return torch.cat([self.part(self.family.tensor(role, index)) for role in ("wide_q_norm", "wide_k_norm")])

@@ -12,6 +12,7 @@ from configs.model.config import ModelConfig
 from configs.model.source import ModelError, ModelSource
 from engine.loading.stored import stored_kinds
 from engine.models.abilities import VARIANTS, Abilities
+from engine.models.family import AFTER_NORMS
 from kernels.gpu.linear.fp8 import refusal
 
 _BLOCK_MULTIPLE = 64  # bytes: whatever a block holds, kernels may assume that the next one is aligned as well
@@ -19,8 +20,8 @@ WeightForm = Literal["dense", "groups", "fp8"]
 GPU = Abilities(
     who="the GPU kernels",
     activations=("silu",),
-    after_norms=True,
-    variants=VARIANTS - {"rotary_dim"},
+    more=AFTER_NORMS,
+    variants=VARIANTS - {"rotary_dim", "window_rotation", "unrotated_layers", "residual_scale", "logit_scale"},
     instead="use --device cpu with --cpu-precision exact",
 )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.model.config import ModelConfig
 from configs.model.gguf_header import read_gguf_header
 from configs.model.stored_tensor import StoredTensor
+from engine.loading.fused import unfused
 from engine.loading.gguf_tensors import gguf_tensors
 from engine.loading.stored import StoredMatrix
 from engine.models.layout import check_shapes, gguf_names
@@ -33,6 +34,7 @@ class GgufModel:
         header = read_gguf_header(path)
         tensors = gguf_tensors(header)
         self.rope_factors: StoredTensor | None = tensors.pop(_ROPE_FACTORS, None)
+        tensors = unfused(tensors, config, "gguf")
         names = gguf_names(config)  # an unknown tensor keeps its own name and is refused with the shapes
         self.tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
         self.heads = _interleaved(config)

@@ -16,6 +16,7 @@ from torch import Tensor
 from configs.model.config import ModelConfig
 from configs.model.safetensors_header import read_safetensors, shards
 from configs.model.source import ModelError
+from engine.loading.fused import unfused
 from engine.loading.reader import Assemble, Loaded_co
 from engine.loading.staging import copy_through
 from engine.loading.stored import GroupKind, StoredMatrix
@@ -46,6 +47,7 @@ class _Safetensors:
         self._offset = family_of(config).norm_offset
         self._norms = norm_names(config) if self._offset else frozenset()
         tensors = {name: tensor for name, tensor in read_safetensors(folder).items() if not name.endswith(_DERIVED)}
+        tensors = unfused(tensors, config, "hf")
         head, embedding = (family_of(config).tensor(role).hf for role in ("head", "embedding"))
         if config.tie_word_embeddings and head in tensors:
             tensors.setdefault(embedding, tensors[head])  # whichever of the two is there is both
@@ -87,7 +89,12 @@ class _Safetensors:
 
     def _stored(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        stored: Tensor = self._files[tensor.path].get_tensor(tensor.name)
+        file, first = self._files[tensor.path], tensor.first_row
+        stored: Tensor = (
+            file.get_tensor(tensor.name)
+            if first is None
+            else file.get_slice(tensor.name)[first : first + tensor.shape[0]]
+        )
         return stored
 
 

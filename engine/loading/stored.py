@@ -7,6 +7,7 @@ from configs.model.config import ModelConfig
 from configs.model.gguf_header import read_gguf_header
 from configs.model.source import ModelSource
 from configs.model.stored_tensor import StoredTensor
+from engine.loading.fused import unfused
 from engine.loading.gguf_tensors import gguf_tensors
 from engine.models.layout import gguf_names
 
@@ -53,7 +54,7 @@ def stored_types(source: ModelSource, config: ModelConfig, load_format: str) -> 
     """
     if source.kind != "gguf" or load_format == "dummy":
         return {}
-    tensors, names = gguf_tensors(read_gguf_header(source.path)), gguf_names(config)
+    tensors, names = unfused(gguf_tensors(read_gguf_header(source.path)), config, "gguf"), gguf_names(config)
     return {names.get(name, name): tensor.kind for name, tensor in tensors.items()}
 
 

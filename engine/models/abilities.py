@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 from configs.model.config import ModelConfig
 from configs.model.scales import Scales
 from configs.model.source import ModelError
-from engine.models.family import AFTER_NORMS, ENDS, LAYER, PARTS, Part, TensorSpec
+from engine.models.family import ENDS, LAYER, PARTS, Part, TensorSpec
 from engine.models.registry import family_of
 
 _SCALES = tuple(field.name for field in fields(Scales))
-VARIANTS = frozenset({*_SCALES, "rotary_dim"})
+VARIANTS = frozenset({*_SCALES, "rotary_dim", "window_rotation", "unrotated_layers"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +20,16 @@ class Abilities:
     Attributes:
         who: the decoder, in words.
         activations: of an MLP's gate.
-        after_norms: whether it norms the results of attention and MLP.
+        more: tensors of a layer that it computes where a family has them, beside those of `LAYER`.
+        optional: roles of `LAYER` that a family may do without.
         variants: which of `VARIANTS` it reads.
         instead: what to do about a model that it does not compute.
     """
 
     who: str
     activations: tuple[str, ...]
-    after_norms: bool = False
+    more: tuple[TensorSpec, ...] = ()
+    optional: tuple[str, ...] = ()
     variants: frozenset[str] = frozenset()
     instead: str
 
@@ -51,10 +53,12 @@ class Abilities:
             known = ", ".join(self.activations)
             yield f"{self.who} know the activations {known}, not {family.activation}, {which}"
         needed = {name: getattr(config.scales, name) for name in _SCALES} | {"rotary_dim": config.rotary_dim}
+        needed["window_rotation"] = config.window_rotation and config.window_rotation.theta
+        needed["unrotated_layers"] = len(config.unrotated_layers) or None
         for name, value in needed.items():
             if value is not None and name not in self.variants:
                 yield f"{self.who} compute no {name}, {which} ({value:g})"
-        layer = (*LAYER, *AFTER_NORMS) if self.after_norms else LAYER
+        layer = (*LAYER, *self.more)
         for where, theirs, ours in (("", family.ends, ENDS), (" in each layer", family.layer, layer)):
             yield from self._tensors(config, where, {spec.role: spec for spec in theirs}, {s.role: s for s in ours})
 
@@ -63,11 +67,12 @@ class Abilities:
     ) -> Iterator[str]:
         """Tensors that a family has beyond `ours`, lacks, or has in another form. The decoders read presence off the flags of
         the description, as `ours` have them."""
+        may_lack = {*self.optional, *(spec.role for spec in self.more)}
         for role, part in ((role, part) for role in theirs | ours for part in PARTS):
             there, read = _present(theirs, role, config, part), _present(ours, role, config, part)
             if there and not read:
                 yield f"{self.who} compute no tensor {role}.{part}{where}, which {config.architecture} models have"
-            elif read and not there and role not in {spec.role for spec in AFTER_NORMS}:
+            elif read and not there and role not in may_lack:
                 yield f"{self.who} need a tensor {role}.{part}{where}, which {config.architecture} models do not have"
             elif there and theirs[role].axes != ours[role].axes:
                 found, wanted = ([axis.value for axis in spec.axes] for spec in (theirs[role], ours[role]))

@@ -110,6 +110,43 @@ AFTER_NORMS = (
 )
 
 
+# Norms of all queries of a row as one vector, and of all its keys, in place of one for each head.
+WIDE_NORMS = (
+    TensorSpec("wide_q_norm", "self_attn.q_norm", "attn_q_norm", (Axis.QUERIES,)),
+    TensorSpec("wide_k_norm", "self_attn.k_norm", "attn_k_norm", (Axis.KEYS,)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Matrices of a layer that files hold as one, their outputs one after the other.
+
+    Attributes:
+        hf: its name in a Hugging Face checkpoint, without the layer's prefix and without `.weight`.
+        gguf: its name in a GGUF file, without the same.
+        roles: whose matrices they are, in order.
+    """
+
+    hf: str
+    gguf: str
+    roles: tuple[str, ...]
+
+
+FUSED_QKV = Fused("self_attn.qkv_proj", "attn_qkv", ("q", "k", "v"))
+FUSED_GATE_UP = Fused("mlp.gate_up_proj", "ffn_up", ("gate", "up"))
+
+
+def without(specs: tuple[TensorSpec, ...], *roles: str) -> tuple[TensorSpec, ...]:
+    """`specs` but those with these roles.
+
+    Raises:
+        KeyError: none of them has one of the roles.
+    """
+    if unknown := set(roles) - {spec.role for spec in specs}:
+        raise KeyError(f"no such roles: {', '.join(sorted(unknown))}")
+    return tuple(spec for spec in specs if spec.role not in roles)
+
+
 def renamed(specs: tuple[TensorSpec, ...], names: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     """`specs` with other Hugging Face names for some roles.
 
@@ -135,6 +172,7 @@ class Family:
         norm_offset: what to add to the weights of all norms in Hugging Face checkpoints (1 if they are stored as w - 1).
         ends: tensors outside the layers.
         layer: tensors of each layer.
+        fused: matrices of a layer that its files may hold as one.
         hf_layer: prefix of a layer's names in Hugging Face checkpoints.
         gguf_layer: prefix of a layer's names in GGUF files.
     """
@@ -148,6 +186,7 @@ class Family:
     norm_offset: float = 0.0
     ends: tuple[TensorSpec, ...] = ENDS
     layer: tuple[TensorSpec, ...] = LAYER
+    fused: tuple[Fused, ...] = ()
     hf_layer: str = "model.layers.{}."
     gguf_layer: str = "blk.{}."
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
+from configs.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, Rotation, YarnScaling
 
 
 class Rope:
@@ -13,6 +13,7 @@ class Rope:
 
     Args:
         config: gives base, rotated dimensions and scaling.
+        rotation: those of some layers; None: what `config` says of all that have no rotation of their own.
         factors: fp32 [rotated / 2], divisors of the frequencies from a GGUF file (Llama 3.1 and later), or None.
 
     Attributes:
@@ -20,13 +21,14 @@ class Rope:
         magnitude: factor on cosines and sines; 1 except with YaRN.
     """
 
-    def __init__(self, config: ModelConfig, factors: Tensor | None = None) -> None:
+    def __init__(self, config: ModelConfig, factors: Tensor | None = None, rotation: Rotation | None = None) -> None:
+        rotation = rotation or config.rotation
         exponents = torch.arange(0, config.rotated, 2, dtype=torch.int64).float() / config.rotated
-        frequencies = 1.0 / (config.rope_theta**exponents)
-        self.frequencies = _scaled(frequencies, config.rope_theta, config.rope_scaling)  # radians per position
+        frequencies = 1.0 / (rotation.theta**exponents)
+        self.frequencies = _scaled(frequencies, rotation.theta, rotation.scaling)  # radians per position
         if factors is not None:
             self.frequencies = self.frequencies / factors
-        scaling = config.rope_scaling
+        scaling = rotation.scaling
         self.magnitude = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,6 +41,26 @@ class Rope:
         if self.magnitude != 1.0:
             cos, sin = cos * self.magnitude, sin * self.magnitude
         return cos[:, None, None], torch.stack((-sin, sin), dim=1)[:, None]
+
+
+class LayerRopes:
+    """The rotations of a model's layers.
+
+    Args:
+        config: says which layers are turned otherwise than others, or not at all.
+        factors: see `Rope`; of layers without a rotation of their own.
+
+    Attributes:
+        ropes: one or two.
+        of_layer: which of them turns each layer; None: nothing does.
+    """
+
+    def __init__(self, config: ModelConfig, factors: Tensor | None = None) -> None:
+        self.ropes = [Rope(config, factors)]
+        if config.window_rotation is not None:
+            self.ropes.append(Rope(config, rotation=config.window_rotation))
+        own = [len(self.ropes) - 1 if slides else 0 for slides in config.sliding_layers]
+        self.of_layer = [None if layer in config.unrotated_layers else rope for layer, rope in enumerate(own)]
 
 
 def _scaled(frequencies: Tensor, theta: float, scaling: RopeScaling | None) -> Tensor:

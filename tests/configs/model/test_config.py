@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.model.config import LinearScaling, Llama3Scaling, YarnScaling
+from configs.model.config import LinearScaling, Llama3Scaling, Rotation, YarnScaling
 from configs.model.ends import TokenNames
 from configs.model.gguf import GgufRules, config_from_gguf
 from configs.model.gguf_header import GgufHeader, TensorInfo
@@ -63,7 +63,10 @@ def test_agrees_with_the_transformers_config_it_was_saved_from(tiny_model, name)
     assert ours.rms_norm_eps == theirs.rms_norm_eps
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     assert ours.max_position == theirs.max_position_embeddings
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    turned = theirs.rope_parameters
+    assert ours.rope_theta == turned.get("full_attention", turned)["rope_theta"]
+    if windowed := turned.get("sliding_attention"):
+        assert ours.window_rotation == Rotation(windowed["rope_theta"])
     assert ours.sliding_window == getattr(theirs, "sliding_window", None)
     assert ours.eos_token_ids == (2,)
 
@@ -133,7 +136,7 @@ def test_both_files_say_when_to_stop():
     [
         (
             {"model_type": "gpt2"},
-            "'gpt2' is not implemented; known: llama, mistral, qwen2, qwen3, bert, distilbert, roberta, xlm-roberta.",
+            "olmo3, phi3, qwen2, qwen3, smollm3, bert, distilbert, roberta, xlm-roberta.",
         ),
         ({"model_type": None}, "unnamed"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a text generator"),
@@ -312,7 +315,10 @@ def test_gguf_scalings_and_stops():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "gemma3"}, "'gemma3' is not implemented; known: llama, qwen2, qwen3."),
+        (
+            {"general.architecture": "gemma4"},
+            "'gemma4' is not implemented; known: gemma, gemma2, gemma3, granite, llama,",
+        ),
         ({"general.architecture": None}, "unnamed"),
         ({"llama.expert_count": 8}, "expert_count=8"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count=8 is not implemented; supported: 16"),
