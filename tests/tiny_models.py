@@ -73,7 +73,7 @@ TINY: dict[str, Tiny] = {
     "gemma": Tiny("Gemma", {"head_dim": 32}),
     "gemma2": Tiny(
         "Gemma2",
-        {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0}
+        {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 3, "attn_logit_softcapping": 5.0}
         | {"final_logit_softcapping": 4.0},
     ),
     "gemma3": Tiny(

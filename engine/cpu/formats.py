@@ -16,15 +16,23 @@ from engine.models.layout import expected_shapes, weights_bytes
 from kernels.cpu.layouts import FORMATS, packed_size
 from kernels.cpu.variants import ACTIVATIONS, choose
 
+_MORE, _OPTIONAL = (*AFTER_NORMS, *WIDE_NORMS), ("input_norm", "post_norm")
 EXACT = Abilities(
     who="the exact decoder's kernels",
     activations=("silu", "gelu", "gelu_tanh"),
-    more=(*AFTER_NORMS, *WIDE_NORMS),
-    optional=("input_norm", "post_norm"),
+    more=_MORE,
+    optional=_OPTIONAL,
     variants=VARIANTS,
     instead="no other decoder computes it",
 )
-FAST = Abilities(who="the C++ kernels", activations=tuple(ACTIVATIONS), instead="use --cpu-precision exact")
+FAST = Abilities(
+    who="the C++ kernels",
+    activations=tuple(ACTIVATIONS),
+    more=_MORE,
+    optional=_OPTIONAL,
+    variants=VARIANTS,
+    instead="use --cpu-precision exact",
+)
 
 _LANES = 16
 _MAX_DIM = 256

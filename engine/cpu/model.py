@@ -14,7 +14,7 @@ from engine.cpu.formats import Arithmetic
 from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.packed_weights import PackedWeights
 from engine.models.registry import family_of
-from engine.models.rope import Rope
+from engine.models.rope import LayerRopes, Rope
 from engine.sampling.edits import MaskArray, mask_rows
 from engine.sequence_input import SequenceInput
 from kernels.cpu.native import NativeChunk, NativeDecoder, NativeModel, NativeOps
@@ -122,7 +122,7 @@ class FastModel:
         if arithmetic.library is None:
             raise ValueError("a FastModel needs the C++ kernels' library")
         self.pool = pool
-        cos, sin = Rope(config, weights.rope_factors).rows(torch.arange(context))
+        ropes, scales = LayerRopes(config, weights.rope_factors), config.scales
         model = NativeModel(
             heads=config.heads,
             kv_heads=config.kv_heads,
@@ -133,8 +133,14 @@ class FastModel:
             embedding=weights.embedding,
             head=weights.head,
             final_norm=weights.final_norm,
-            cos=cos.flatten(1).contiguous(),
-            sin=sin[:, 0, 1].contiguous(),
+            turns=[_table(rope, context) for rope in ropes.ropes],
+            turn_of_layer=ropes.of_layer,
+            attention_scale=scales.attention_scale,
+            attention_soft_cap=scales.attention_soft_cap,
+            final_soft_cap=scales.final_soft_cap,
+            embedding_scale=scales.embedding_scale,
+            residual_scale=scales.residual_scale,
+            logit_scale=scales.logit_scale,
         )
         self.head = weights.head
         self.ops = NativeOps(arithmetic.library, threads)
@@ -156,3 +162,9 @@ class FastModel:
     def mask(self, logits: Tensor, rows: Sequence[int], allowed: MaskArray) -> None:
         """By all threads."""
         self.ops.mask(logits, rows, torch.from_numpy(allowed))
+
+
+def _table(rope: Rope, context: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions, [context, rotated / 2] each."""
+    cos, sin = rope.rows(torch.arange(context))
+    return cos.flatten(1).contiguous(), sin[:, 0, 1].contiguous()

@@ -15,7 +15,7 @@ from engine.cpu.shared_weights import Placer, in_place
 from engine.loading.reader import TensorReader, read
 from engine.models.registry import family_of
 from kernels.cpu.layouts import packed_size
-from kernels.cpu.native import NativeLayer
+from kernels.cpu.native import NORMS, NativeLayer
 from kernels.cpu.packing import PackedMatrix, pack_float, pack_gguf
 
 
@@ -72,7 +72,9 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int, packed: Mappin
     def matrix(role: str) -> PackedMatrix:
         return _matrix(reader, family.tensor(role, index).hf, packed)
 
-    def norm(role: str) -> Tensor:
+    def norm(role: str) -> Tensor | None:
+        if not (family.has(role) and family.tensor(role, index).present(config)):
+            return None
         return read(reader, family.tensor(role, index).hf).clone()
 
     def bias(role: str) -> Tensor | None:
@@ -87,10 +89,7 @@ def _layer(reader: TensorReader, config: ModelConfig, index: int, packed: Mappin
         gate=matrix("gate"),
         up=matrix("up"),
         down=matrix("down"),
-        input_norm=norm("input_norm"),
-        post_norm=norm("post_norm"),
-        q_norm=norm("q_norm") if config.qk_norm else None,
-        k_norm=norm("k_norm") if config.qk_norm else None,
+        **{role: norm(role) for role in NORMS},
         q_bias=bias("q"),
         k_bias=bias("k"),
         v_bias=bias("v"),

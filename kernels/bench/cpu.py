@@ -168,9 +168,10 @@ class Bench:
         storage = torch.zeros(ends[-1], model.layers, model.kv_heads, 2, BLOCK * model.dim // 2, dtype=torch.int32)
         rows, longest = sum(chunk.rows for chunk in chunks), max(chunk.start + chunk.rows for chunk in chunks)
         qkv = torch.randn(rows, model.qkv)
-        turn = {"cos": torch.ones(longest, model.dim // 2), "sin": torch.zeros(longest, model.dim // 2)}
+        cos, sin = torch.ones(longest, model.dim // 2), torch.zeros(longest, model.dim // 2)
         layers = range(model.layers)
-        work = partial(self.ops.attention, qkv, placed, storage, heads=model.heads, layers=layers, window=0, **turn)
+        attend = partial(self.ops.attention, heads=model.heads, layers=layers, window=0, cos=cos, sin=sin)
+        work = partial(attend, qkv, placed, storage)
         seconds = median(work, self.rounds)
         seen = sum(chunk.rows * (chunk.start + (chunk.rows + 1) / 2) for chunk in chunks)  # keys, over all rows
         size = sum(chunk.start + chunk.rows for chunk in chunks) * model.layers * model.kv_heads * model.dim * 4

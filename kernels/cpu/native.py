@@ -20,28 +20,39 @@ _int = ctypes.c_int64
 
 
 _MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+NORMS = (
+    *("input_norm", "post_norm", "after_attention_norm", "after_mlp_norm"),
+    *("q_norm", "k_norm", "wide_q_norm", "wide_k_norm"),
+)
 _VECTORS = (
-    *("input_norm", "post_norm", "q_norm", "k_norm"),
+    *NORMS,
     *("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias"),
 )
+
+
+_FACTORS = ("embedding_scale", "residual_scale", "logit_scale")
 
 
 class _LayerStruct(ctypes.Structure):
     _fields_ = (
         *((name, MatrixStruct) for name in _MATRICES),
         *((name, _pointer) for name in _VECTORS),
+        *((name, _pointer) for name in ("cos", "sin")),
         ("window", _int),
     )
 
 
 class _Heads(ctypes.Structure):
-    _fields_ = tuple((name, _int) for name in ("heads", "kv_heads", "dim"))
+    _fields_ = (
+        *((name, _int) for name in ("heads", "kv_heads", "dim", "rotated")),
+        ("scale", ctypes.c_float),
+        ("soft_cap", ctypes.c_float),
+    )
 
 
 class _Turn(ctypes.Structure):
     _fields_ = (
-        ("q_norm", _pointer),
-        ("k_norm", _pointer),
+        *((name, _pointer) for name in ("q_norm", "k_norm", "wide_q_norm", "wide_k_norm")),
         ("eps", ctypes.c_float),
         ("cos", _pointer),
         ("sin", _pointer),
@@ -52,13 +63,11 @@ class _Model(ctypes.Structure):
     _fields_ = (
         ("heads", _Heads),
         *((name, _int) for name in ("hidden", "intermediate", "layers", "activation")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("eps", *_FACTORS, "final_soft_cap")),
         ("layer", ctypes.POINTER(_LayerStruct)),
         ("embedding", MatrixStruct),
         ("head", MatrixStruct),
         ("final_norm", _pointer),
-        ("cos", _pointer),
-        ("sin", _pointer),
     )
 
 
@@ -76,7 +85,11 @@ class _Cache(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeLayer:
-    """One layer's weights. Norms and biases are contiguous fp32; biases and q/k norms ([dim]) may be None."""
+    """One layer's weights. Norms and biases are contiguous fp32, and None where a family has none.
+
+    Queries and keys are normed head by head (`q_norm`, `k_norm`: [dim]) or over all heads (`wide_q_norm`: [heads * dim],
+    `wide_k_norm`: [kv_heads * dim]); what attention and MLP give may be normed before it is added to the residual.
+    """
 
     q: PackedMatrix
     k: PackedMatrix
@@ -85,8 +98,12 @@ class NativeLayer:
     gate: PackedMatrix
     up: PackedMatrix
     down: PackedMatrix
-    input_norm: Tensor
-    post_norm: Tensor
+    input_norm: Tensor | None = None
+    post_norm: Tensor | None = None
+    after_attention_norm: Tensor | None = None
+    after_mlp_norm: Tensor | None = None
+    wide_q_norm: Tensor | None = None
+    wide_k_norm: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     q_bias: Tensor | None = None
@@ -103,7 +120,12 @@ class NativeLayer:
 class NativeModel:
     """A model's weights, shape and variants (`activation` is one of `ACTIVATIONS`).
 
-    `cos` and `sin` are fp32 [positions, dim / 2].
+    Attributes:
+        turns: cosines and sines, fp32 [positions, rotated / 2] each, of the first dimensions of a head.
+        turn_of_layer: which of them turns each layer's queries and keys; None: nothing does.
+        attention_scale: factor on scores; None: dim ** -0.5.
+        attention_soft_cap: scores s become cap * tanh(s / cap); likewise `final_soft_cap` of logits, after `logit_scale`.
+        embedding_scale, residual_scale, logit_scale: factors on embeddings, on what is added to the residual, on logits.
     """
 
     heads: int
@@ -114,9 +136,15 @@ class NativeModel:
     embedding: PackedMatrix
     head: PackedMatrix
     final_norm: Tensor
-    cos: Tensor
-    sin: Tensor
+    turns: Sequence[tuple[Tensor, Tensor]]
+    turn_of_layer: Sequence[int | None]
     activation: str = "silu"
+    attention_scale: float | None = None
+    attention_soft_cap: float | None = None
+    final_soft_cap: float | None = None
+    embedding_scale: float | None = None
+    residual_scale: float | None = None
+    logit_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +217,8 @@ class NativeOps:
         window: int,
         cos: Tensor,
         sin: Tensor,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> Tensor:
         """Rotate and store each layer's keys and values, then attend; the last layer's result is returned.
 
@@ -198,18 +228,21 @@ class NativeOps:
             heads: number of query heads.
             layers: consecutive layers of the pool.
             window: how many of the newest keys a row sees; 0 for all.
-            cos: fp32 [positions, dim / 2]; `sin` is the same.
+            cos: fp32 [positions, rotated / 2] of the first dimensions of each head; `sin` is the same.
+            scale: factor on scores; None: dim ** -0.5.
+            soft_cap: scores s become cap * tanh(s / cap).
 
         Returns:
             fp32 [rows, heads * dim].
         """
-        kv_heads, dim = storage.shape[2], 2 * cos.shape[1]
+        kv_heads = storage.shape[2]
+        dim = qkv.shape[1] // (heads + 2 * kv_heads)
         out = torch.empty(len(qkv), heads * dim)
         with _laid_out([], chunks, len(qkv)) as step:
             self.library.headrace_attention(
                 self.team,
-                ctypes.byref(_Heads(heads, kv_heads, dim)),
-                ctypes.byref(_Turn(None, None, 0.0, cos.data_ptr(), sin.data_ptr())),
+                ctypes.byref(_Heads(heads, kv_heads, dim, 2 * cos.shape[1], scale or 0.0, soft_cap or 0.0)),
+                ctypes.byref(_Turn(cos=cos.data_ptr(), sin=sin.data_ptr())),
                 ctypes.byref(step),
                 ctypes.byref(_cache(storage, dim)),
                 layers.start,
@@ -229,20 +262,22 @@ class NativeDecoder:
         self._model = model  # keeps the memory alive that the structures point to
         self._hidden = model.embedding.columns
         self._outputs = model.head.outputs
-        self._layers = (_LayerStruct * len(model.layers))(*map(_layer, model.layers))
+        turns = [None if turn is None else model.turns[turn] for turn in model.turn_of_layer]
+        self._layers = (_LayerStruct * len(model.layers))(*map(_layer, model.layers, turns))
+        rotated, scale, cap = 2 * model.turns[0][0].shape[1], model.attention_scale, model.attention_soft_cap
         described = _Model(
-            heads=_Heads(model.heads, model.kv_heads, model.dim),
+            heads=_Heads(model.heads, model.kv_heads, model.dim, rotated, scale or 0.0, cap or 0.0),
             hidden=self._hidden,
             intermediate=model.layers[0].gate.outputs,
             layers=len(model.layers),
             activation=ACTIVATIONS[model.activation],
             eps=model.eps,
+            **{name: getattr(model, name) or 1.0 for name in _FACTORS},
+            final_soft_cap=model.final_soft_cap or 0.0,
             layer=self._layers,
             embedding=model.embedding.struct,
             head=model.head.struct,
             final_norm=model.final_norm.data_ptr(),
-            cos=model.cos.data_ptr(),
-            sin=model.sin.data_ptr(),
         )
         self._decoder = ops.library.headrace_decoder(ops.team, ctypes.byref(described))
         self._rows, self._scores = torch.empty(0, self._hidden), torch.empty(0, self._outputs)
@@ -304,8 +339,10 @@ def _cache(storage: Tensor, dim: int) -> _Cache:
     return _Cache(storage.data_ptr(), half_block * 2 // dim, layers, kv_heads, dim)
 
 
-def _layer(layer: NativeLayer) -> _LayerStruct:
+def _layer(layer: NativeLayer, turn: tuple[Tensor, Tensor] | None) -> _LayerStruct:
     matrices = {name: getattr(layer, name).struct for name in _MATRICES}
     vectors = {name: getattr(layer, name) for name in _VECTORS}
     pointers = {name: None if vector is None else vector.data_ptr() for name, vector in vectors.items()}
+    if turn is not None:
+        pointers |= {"cos": turn[0].data_ptr(), "sin": turn[1].data_ptr()}
     return _LayerStruct(**matrices, **pointers, window=layer.window)

@@ -33,7 +33,15 @@ def mask(logits: Tensor, rows: Sequence[int], allowed: Tensor) -> Tensor:
 
 
 def attention(
-    qkv: Tensor, chunks: Sequence[NativeChunk], storage: Tensor, *, heads: int, layer: int, window: int
+    qkv: Tensor,
+    chunks: Sequence[NativeChunk],
+    storage: Tensor,
+    *,
+    heads: int,
+    layer: int,
+    window: int,
+    scale: float | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Attention of rows already rotated; the pool is written first, then read back through the block tables.
 
@@ -44,6 +52,8 @@ def attention(
         heads: number of query heads.
         layer: of the pool.
         window: how many of the newest keys a row sees; 0 for all.
+        scale: factor on scores; None: dim ** -0.5.
+        soft_cap: scores s become cap * tanh(s / cap).
 
     Returns:
         fp32 [rows, heads * dim]. Queries are not rounded: the kernels round them, and the weights of attention, to bf16.
@@ -63,7 +73,8 @@ def attention(
             seen = held[max(0, end - window) if window else 0 : end]
             k = torch.stack([key for key, _ in seen], dim=1).repeat_interleave(heads // kv_heads, dim=0)
             v = torch.stack([value for _, value in seen], dim=1).repeat_interleave(heads // kv_heads, dim=0)
-            weights = (k @ queries[first + row, :, :, None] * dim**-0.5).softmax(dim=1)
+            scores = k @ queries[first + row, :, :, None] * (scale or dim**-0.5)
+            weights = (scores if soft_cap is None else soft_cap * (scores / soft_cap).tanh()).softmax(dim=1)
             out[first + row] = (weights * v).sum(dim=1)
         first += chunk.rows
     return out.flatten(1)

@@ -104,6 +104,7 @@ struct Keys {
   const Cache& cache;
   const int32_t* table;
   int64_t layer, head;
+  float cap = 0;  // of scores, in powers of 2; 0: none
 
   const uint32_t* block(int64_t position) const { return cache.keys(table[position / cache.block_size], layer, head); }
   const uint32_t* keys(int64_t position) const { return block(position) + position % cache.block_size; }
@@ -227,6 +228,10 @@ inline void span_of(const Keys& kv, const Ahead* ahead, int64_t begin, const Pai
     if (count == KEYS<R>) next ? scores<R, KEYS<R>, true>(kv, at, queries, next, s) : scores<R, KEYS<R>, false>(kv, at, queries, next, s);
     else next ? scores<R, 1, true>(kv, at, queries, next, s) : scores<R, 1, false>(kv, at, queries, next, s);
     v += count;
+  }
+  for (int r = 0; r < R && kv.cap; r++) {
+    float* some = s[r] + position % SPAN;
+    for (int v = 0; v < vectors; v++) store(some + v * LANES, capped(load<f32x16>(some + v * LANES), kv.cap));
   }
   for (int r = 0; r < R; r++) {
     const bool all = low[r] <= position && high[r] >= position + vectors * LANES;

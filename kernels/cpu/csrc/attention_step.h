@@ -9,15 +9,19 @@ namespace headrace {
 // Heads of a model. Query heads [h * group, (h + 1) * group) share KV head h.
 struct Heads {
   int64_t heads, kv_heads, dim;
+  int64_t rotated;        // the first dimensions of each, which positions turn
+  float scale, soft_cap;  // of scores; 0: 1 / sqrt(dim), and no cap
 
   int64_t group() const { return heads / kv_heads; }
   int64_t width() const { return heads * dim; }                    // of the queries and of the output
   int64_t qkv() const { return (heads + 2 * kv_heads) * dim; }     // queries, keys, values side by side
 };
 
-// What turns queries and keys. q_norm and k_norm ([dim]) may be null; cos and sin are [positions, dim / 2].
+// What norms and turns queries and keys: each head by [dim], or all heads as one by [heads * dim] and [kv_heads * dim], or not at all
+// where both are null. cos and sin are [positions, rotated / 2], or null.
 struct Turn {
   const float *q_norm, *k_norm;
+  const float *wide_q_norm, *wide_k_norm;
   float eps;
   const float *cos, *sin;
 };
@@ -47,18 +51,19 @@ class AttentionStep {
   void place(int64_t row, float* qkv, const Turn& by, const Cache& cache, int64_t layer) {
     const Chunk& chunk = *chunk_of_.get()[row];
     const int64_t dim = heads_.dim, position = chunk.start + row - chunk.first;
-    const float *cos = by.cos + position * dim / 2, *sin = by.sin + position * dim / 2;
-    const float scale = LOG2E / std::sqrt((float)dim);
+    const float scale = heads_.scale ? LOG2E * heads_.scale : LOG2E / std::sqrt((float)dim);
+    if (by.wide_q_norm) norm(qkv, by.wide_q_norm, heads_.width(), by.eps);
+    if (by.wide_k_norm) norm(qkv + heads_.width(), by.wide_k_norm, heads_.kv_heads * dim, by.eps);
     for (int64_t h = 0; h < heads_.heads; h++) {
       float* query = qkv + h * dim;
-      turn(query, dim, by.q_norm, by.eps, cos, sin);
+      norm_and_turn(query, by.q_norm, by, position);
       Pair* pairs = queries_.get() + (row * heads_.heads + h) * dim / 2;
       for (int64_t d = 0; d < dim / 2; d++) pairs[d] = pair(query[2 * d] * scale, query[2 * d + 1] * scale);
     }
     const bool newest = row == chunk.first + chunk.rows - 1;
     for (int64_t h = 0; h < heads_.kv_heads; h++) {
       float *key = qkv + heads_.width() + h * dim, *value = key + heads_.kv_heads * dim;
-      turn(key, dim, by.k_norm, by.eps, cos, sin);
+      norm_and_turn(key, by.k_norm, by, position);
       write_token(cache, chunk.table, layer, h, position, key, value);
       if (newest) close_values(cache, chunk.table, layer, h, position);
     }
@@ -76,7 +81,7 @@ class AttentionStep {
   void task(int i, const Cache& cache, int64_t layer, int64_t window, float* out) {
     const Item& item = items_[i / heads_.kv_heads];
     const int64_t kv_head = i % heads_.kv_heads;
-    const Keys kv{cache, item.chunk->table, layer, kv_head};
+    const Keys kv{cache, item.chunk->table, layer, kv_head, heads_.soft_cap * LOG2E};
     if (item.span >= 0) return one_span(i, item, kv, window);
     Bundle bundles[RUN / QUERIES];
     int count = 0;
@@ -109,6 +114,12 @@ class AttentionStep {
     int64_t slot;         // of the first partial result
     int64_t work;         // query rows times keys
   };
+
+  void norm_and_turn(float* head, const float* weight, const Turn& by, int64_t position) const {
+    if (weight) norm(head, weight, heads_.dim, by.eps);
+    const int64_t at = position * heads_.rotated / 2;
+    if (by.cos) turn(head, heads_.rotated, by.cos + at, by.sin + at);
+  }
 
   // Every member takes tasks in turn, so what this one will read next is most likely that of the task `members` further on.
   void one_span(int i, const Item& item, const Keys& kv, int64_t window) {

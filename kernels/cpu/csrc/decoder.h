@@ -1,5 +1,5 @@
 // A decoder's forward pass in one call, as engine/cpu/decoder.py states it in torch. What model families differ in comes with the
-// model: norms and biases that are null where a family has none, windows, the activation of the gate.
+// model: norms and biases that are null where a family has none, windows, rotation by layer, the activation of the gate, scales and caps.
 #pragma once
 
 #include "attention_step.h"
@@ -9,21 +9,25 @@ namespace headrace {
 
 struct Layer {
   Matrix q, k, v, o, gate, up, down;
-  const float *input_norm, *post_norm;             // [hidden]
+  const float *input_norm, *post_norm;             // [hidden], or null
+  const float *after_attention_norm, *after_mlp_norm;  // of what attention and MLP give: [hidden], or null
   const float *q_norm, *k_norm;                    // [dim], or null
+  const float *wide_q_norm, *wide_k_norm;          // [heads * dim], [kv_heads * dim], or null
   const float *q_bias, *k_bias, *v_bias, *o_bias;  // [outputs], or null
   const float *gate_bias, *up_bias, *down_bias;
-  int64_t window;  // newest keys seen, 0 for all
+  const float *cos, *sin;  // [positions, rotated / 2], or null
+  int64_t window;          // newest keys seen, 0 for all
 };
 
 struct Model {
   Heads heads;
   int64_t hidden, intermediate, layers, activation;  // of the gate: an `Activation`
   float eps;
+  float embedding_scale, residual_scale, logit_scale;  // 1 where a family has none
+  float final_soft_cap;                                // of logits; 0: none
   const Layer* layer;
   Matrix embedding, head;
   const float* final_norm;
-  const float *cos, *sin;  // [positions, dim / 2]
 };
 
 struct Step {
@@ -89,12 +93,16 @@ class Decoder {
     mixed_ = mixed_memory_.at_least(rows, model_.heads.width());
     qkv_.at_least(rows * model_.heads.qkv());
     outputs_.at_least(rows * model_.heads.width());
+    added_.at_least(rows * width);
     attention_.plan(rows, step.chunks, step.chunk);
     select(step);
     const int64_t wanted = (int64_t)source_.size();
     last_.plan(wanted, (int64_t)chosen_.size(), chosen_.data());
     team_.run([&](int) {
-      team_.each_row(rows, [&](int r) { embed(model_.embedding, step.tokens[r], hidden + r * width); });
+      team_.each_row(rows, [&](int r) {
+        embed(model_.embedding, step.tokens[r], hidden + r * width);
+        if (model_.embedding_scale != 1) scale_and_cap(hidden + r * width, width, model_.embedding_scale, 0);
+      });
       for (int64_t l = 0; l < end; l++) {
         place(model_.layer[l], l, rows, cache, hidden);
         attend(attention_, model_.layer[l], l, rows, cache, hidden);
@@ -117,6 +125,9 @@ class Decoder {
     team_.run([&](int) {
       team_.each_row(rows, [&](int r) { quantize_row(hidden + r * model_.hidden, in, r); });
       linear(team_, model_.head, in, rows, out);
+      if (model_.logit_scale == 1 && !model_.final_soft_cap) return;
+      const int64_t tokens = model_.head.outputs;
+      team_.each_row(rows, [&](int r) { scale_and_cap(out + r * tokens, tokens, model_.logit_scale, model_.final_soft_cap); });
     });
   }
 
@@ -134,7 +145,7 @@ class Decoder {
 
   // Queries, keys and values of all rows; keys and values into the cache.
   void place(const Layer& layer, int64_t index, int64_t rows, const Cache& cache, const float* hidden) {
-    const Turn turn{layer.q_norm, layer.k_norm, model_.eps, model_.cos, model_.sin};
+    const Turn turn{layer.q_norm, layer.k_norm, layer.wide_q_norm, layer.wide_k_norm, model_.eps, layer.cos, layer.sin};
     const int64_t stride = model_.heads.qkv();
     team_.each_row(rows, [&](int r) {
       norm_quantize(hidden + r * model_.hidden, layer.input_norm, model_.eps, normed_, r);
@@ -151,7 +162,7 @@ class Decoder {
       attention.finish(r, layer.window, outputs);
       quantize_row(outputs + r * width, mixed_, r);
     });
-    add_linear(hidden, layer.o, layer.o_bias, mixed_, rows);
+    add_linear(hidden, layer.o, layer.o_bias, layer.after_attention_norm, mixed_, rows);
   }
 
   // Queries, keys and values: one phase over the tiles of three matrices.
@@ -182,7 +193,7 @@ class Decoder {
         default: return gated<SILU>(layer, i % units, begin, end);
       }
     });
-    add_linear(hidden, layer.down, layer.down_bias, inner_, rows);
+    add_linear(hidden, layer.down, layer.down_bias, layer.after_mlp_norm, inner_, rows);
   }
 
   // 32 columns of activation(gate) * up, quantized at once: they are one group of the next product's input.
@@ -213,10 +224,24 @@ class Decoder {
   // Rows of `gated` between product and quantization.
   static constexpr int64_t CHUNK = HAS_TILES || TILES == 1 ? AT_ONCE : 4 * ROWS;
 
-  void add_linear(float* hidden, const Matrix& w, const float* bias, const Activations& in, int64_t rows) {
+  // What attention or MLP gives onto the residual, after its norm where a family has one.
+  void add_linear(float* hidden, const Matrix& w, const float* bias, const float* after, const Activations& in, int64_t rows) {
+    const int64_t width = model_.hidden;
+    const float scale = model_.residual_scale;
+    if (!after) {
+      each_output(team_, w, in, rows, [&](int64_t r, int tile, f32x16 sums) {
+        float* to = hidden + r * width + tile * TILE;
+        store(to, load<f32x16>(to) + (sums + bias_of(bias, tile)) * splat(scale));
+      });
+      return;
+    }
+    float* added = added_.get();
     each_output(team_, w, in, rows, [&](int64_t r, int tile, f32x16 sums) {
-      float* to = hidden + r * model_.hidden + tile * TILE;
-      store(to, load<f32x16>(to) + (sums + bias_of(bias, tile)));
+      store(added + r * width + tile * TILE, sums + bias_of(bias, tile));
+    });
+    team_.each_row(rows, [&](int r) {
+      norm(added + r * width, after, width, model_.eps);
+      add_row(hidden + r * width, added + r * width, width, scale);
     });
   }
 
@@ -227,7 +252,7 @@ class Decoder {
   std::vector<int64_t> source_;  // the row of each row that is wanted
   ActivationMemory normed_memory_, inner_memory_, mixed_memory_;
   Activations normed_{}, inner_{}, mixed_{};
-  Buffer<float> hidden_, qkv_, outputs_;
+  Buffer<float> hidden_, qkv_, outputs_, added_;
 };
 
 }  // namespace headrace

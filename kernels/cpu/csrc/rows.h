@@ -55,7 +55,9 @@ inline void quantize_row(const float* x, const Activations& to, int64_t row) {
     quantize(load<f32x16>(x + g * GROUP), load<f32x16>(x + g * GROUP + LANES), to.row(row) + g * GROUP, to.scale(row) + g);
 }
 
+// As it is where `weight` is null.
 inline void norm_quantize(const float* x, const float* weight, float eps, const Activations& to, int64_t row) {
+  if (!weight) return quantize_row(x, to, row);
   f32x16 scale = splat(inverse_rms(x, to.columns, eps));
   for (int64_t g = 0; g < to.columns / GROUP; g++) {
     f32x16 part[2];
@@ -88,15 +90,34 @@ inline void embed(const Matrix& table, int64_t token, float* out) {
   });
 }
 
-// Norm (unless `weight` is null) and turn one head, halves d and d + dim / 2 being a rotary pair.
-inline void turn(float* x, int64_t dim, const float* weight, float eps, const float* cos, const float* sin) {
-  if (weight) norm(x, weight, dim, eps);
-  const int64_t half = dim / 2;
+// Turn the first `rotated` dimensions of one head, halves d and d + rotated / 2 being a rotary pair.
+inline void turn(float* x, int64_t rotated, const float* cos, const float* sin) {
+  const int64_t half = rotated / 2;
   for (int64_t d = 0; d < half; d++) {
     float a = x[d], b = x[half + d];
     x[d] = a * cos[d] - b * sin[d];
     x[half + d] = b * cos[d] + a * sin[d];
   }
+}
+
+// x = cap * tanh(x / cap).
+inline f32x16 capped(f32x16 x, float cap) { return splat(cap) * hyperbolic_tangent(x / splat(cap)); }
+
+// x = what `scale` and (unless it is 0) `cap` make of it, any number of values.
+inline void scale_and_cap(float* x, int64_t size, float scale, float cap) {
+  alignas(64) float rest[LANES] = {};
+  for (int64_t i = 0; i < size; i += LANES) {
+    const int64_t count = std::min<int64_t>(LANES, size - i);
+    std::memcpy(rest, x + i, count * sizeof(float));
+    const f32x16 scaled = load<f32x16>(rest) * splat(scale);
+    store(rest, cap ? capped(scaled, cap) : scaled);
+    std::memcpy(x + i, rest, count * sizeof(float));
+  }
+}
+
+// to += scale * from.
+inline void add_row(float* to, const float* from, int64_t size, float scale) {
+  for (int64_t i = 0; i < size; i += LANES) store(to + i, load<f32x16>(to + i) + load<f32x16>(from + i) * splat(scale));
 }
 
 // Add -inf to the logits of one row whose tokens' bits are not set, 32 tokens a word. A NaN stays one, and +inf becomes one.

@@ -327,6 +327,13 @@ inline f32x16 times_logistic(f32x16 x, f32x16 z) {
   return x / (splat(1.0f) + exp2(power));
 }
 
+// tanh(x) = 1 - 2 / (1 + e^2x), to 1e-7 of 1; e^2x is kept below 2^127, where that is 1 to any digit. NaN stays one.
+inline f32x16 hyperbolic_tangent(f32x16 x) {
+  f32x16 power = x * splat(2.0f * LOG2E);
+  power = select(power < splat(126.0f), power, splat(126.0f));
+  return splat(1.0f) - splat(2.0f) / (splat(1.0f) + exp2(power)) + (x - x);
+}
+
 // The numbers are those of `ACTIVATIONS` in kernels/cpu/variants.py.
 enum Activation : int64_t { SILU = 0, GELU_TANH = 1 };
 

@@ -9,10 +9,8 @@ import transformers
 from safetensors.torch import save_file
 
 from configs.model.source import resolve_model
-from configs.settings import Settings
 from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
-from engine.cpu.formats import choose_arithmetic
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.weights import load_weights
 from engine.gpu.formats import GPU
@@ -68,6 +66,4 @@ def test_the_exact_decoder_rotates_a_part(phi):
 
 
 def test_other_kernels_refuse_it_by_name(phi):
-    config, said = phi[2], "compute no rotary_dim, which llama models have (8)"
-    assert choose_arithmetic(Settings(), config).reason == f"fp32 by torch: the C++ kernels {said}"
-    assert GPU.lack(config) == f"the GPU kernels {said}"
+    assert GPU.lack(phi[2]) == "the GPU kernels compute no rotary_dim, which llama models have (8)"

@@ -16,11 +16,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from configs.model.scales import Scales
 from configs.model.source import ModelError, resolve_model
 from configs.settings import Settings
+from engine.cpu import formats, packed_weights
 from engine.cpu.batch import Batch
 from engine.cpu.decoder import Decoder
-from engine.cpu.formats import choose_arithmetic
+from engine.cpu.formats import FAST, choose_arithmetic
 from engine.cpu.kv_pool import KvPool
 from engine.cpu.memory_plan import CAPPED_TOKENS, activation_bytes, plan_memory
 from engine.cpu.packed_weights import assemble_packed
@@ -331,13 +333,19 @@ def test_a_bias_of_the_head_is_refused(toy, monkeypatch):
         choose_arithmetic(Settings(), config)
 
 
-@pytest.mark.parametrize("name", ["embedding_scale", "attention_scale", "attention_soft_cap", "final_soft_cap"])
+def lesser_kernels(monkeypatch, **lacking):
+    """As if the C++ kernels computed less than they do."""
+    for module in (formats, packed_weights):
+        monkeypatch.setattr(module, "FAST", replace(FAST, **lacking))
+
+
+@pytest.mark.parametrize("name", Scales.__slots__)
 def test_the_fast_kernels_leave_what_they_lack_to_the_exact_ones(toy, monkeypatch, name):
     source, config, _ = toy
     changed(monkeypatch, activation="silu", layer=LAYER)
-    others = {other: None for other in type(config.scales).__slots__ if other != name}
-    config = replace(config, scales=replace(config.scales, **others))
-    value = getattr(config.scales, name)
+    lesser_kernels(monkeypatch, variants=frozenset())
+    value = getattr(config.scales, name) or 3.0
+    config = replace(config, scales=Scales(**{name: value}))
     chosen = choose_arithmetic(Settings(), config)
     assert chosen.precision == "exact"
     assert f"the C++ kernels compute no {name}, which toy models have ({value:g})" in chosen.reason
@@ -345,8 +353,9 @@ def test_the_fast_kernels_leave_what_they_lack_to_the_exact_ones(toy, monkeypatc
         load(source, config, "dummy", assemble_packed)
 
 
-def test_the_fast_kernels_compute_no_norm_after_attention(toy, monkeypatch):
+def test_kernels_without_a_norm_after_attention_leave_it_to_the_exact_ones(toy, monkeypatch):
     changed(monkeypatch, activation="silu")
+    lesser_kernels(monkeypatch, more=())
     config = replace(toy[1], scales=type(toy[1].scales)())
     assert "compute no tensor after_attention_norm.weight in each layer" in choose_arithmetic(Settings(), config).reason
 

@@ -175,6 +175,41 @@ def test_attention_over_scattered_blocks(ops, heads, kv_heads, dim, size, window
         torch.testing.assert_close(out, expected, atol=0.03, rtol=0.03)
 
 
+@pytest.mark.parametrize(("scale", "cap"), [(0.4, None), (None, 1.5), (0.6, 50.0), (3.0, 0.5)])
+def test_scores_are_scaled_and_capped(ops, scale, cap):
+    """Caps below, within and above the scores; a prompt and single tokens, of which the last keys are a part of a vector."""
+    heads, kv_heads, dim = 4, 2, 32
+    ours, theirs = pool(12, 1, kv_heads, 16, dim), torch.zeros(12, 1, kv_heads, 2, 16 * dim // 2, dtype=torch.int32)
+    for start, rows in ((0, 150), (150, 1), (151, 9), (160, 1)):
+        chunk = NativeChunk(rows, start, list(range(11, -1, -1)))
+        qkv = weights(rows, (heads + 2 * kv_heads) * dim, seed=rows + start)
+        how = {"scale": scale, "soft_cap": cap}
+        expected = reference.attention(qkv, [chunk], theirs, heads=heads, layer=0, window=0, **how)
+        plain = reference.attention(qkv, [chunk], theirs, heads=heads, layer=0, window=0)
+        turned = still(200, dim)
+        out = ops.attention(qkv.clone(), [chunk], ours, heads=heads, layers=range(1), window=0, **turned, **how)
+        assert (out - expected).abs().max() < 0.03
+        assert (plain - expected).abs().mean() > 0.01, "the reference would not tell"
+
+
+def test_the_first_dimensions_of_a_head_are_turned(ops):
+    heads, kv_heads, dim, rotated = 2, 1, 32, 12
+    qkv = weights(20, (heads + 2 * kv_heads) * dim)
+    angles = torch.arange(20)[:, None] * torch.logspace(0, -2, rotated // 2)
+    ours = qkv.clone()
+    how = {"heads": heads, "layers": range(1), "window": 0, "cos": angles.cos(), "sin": angles.sin()}
+    ops.attention(ours, [NativeChunk(20, 0, [0, 1])], pool(2, 1, kv_heads, 16, dim), **how)
+    turned = qkv.view(20, -1, dim)[:, : heads + kv_heads].clone()
+    first, second = turned[..., : rotated // 2].clone(), turned[..., rotated // 2 : rotated].clone()
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    turned[..., : rotated // 2], turned[..., rotated // 2 : rotated] = (
+        first * cos - second * sin,
+        second * cos + first * sin,
+    )
+    torch.testing.assert_close(ours.view(20, -1, dim)[:, : heads + kv_heads], turned)
+    assert torch.equal(ours.view(20, -1, dim)[:, heads + kv_heads :], qkv.view(20, -1, dim)[:, heads + kv_heads :])
+
+
 def test_the_cache_is_written_as_the_reference_reads_it(ops):
     heads, kv_heads, dim, size = 4, 2, 32, 32
     storage = pool(4, 1, kv_heads, size, dim)

@@ -201,8 +201,8 @@ def random_model():
         embedding=matrix("Q8_0", vocabulary),
         head=matrix("Q6_K", vocabulary),
         final_norm=torch.ones(hidden),
-        cos=torch.ones(positions, dim // 2),
-        sin=torch.zeros(positions, dim // 2),
+        turns=[(torch.ones(positions, dim // 2), torch.zeros(positions, dim // 2))],
+        turn_of_layer=[0, 0],
     )
 
 
