@@ -88,7 +88,13 @@ def test_loaded_shards_are_the_whole_and_nothing_twice(described, name):
         halves = [share.gate_up.weight.chunk(2) for share in shares]
         assert torch.equal(torch.cat([half[which] for which in (0, 1) for half in halves]), layer.gate_up.weight)
         assert [share.o.bias is None for share in shares] == [layer.o.bias is None, True]
-        assert all(torch.equal(share.input_norm, layer.input_norm) for share in shares)
+        for norm in ("input_norm", "post_norm", "after_attention_norm", "after_mlp_norm"):
+            own = getattr(layer, norm)
+            assert all(getattr(share, norm) is own is None or torch.equal(getattr(share, norm), own) for share in shares)
+        if layer.wide_qk_norm is not None:
+            queries = config.heads * config.head_dim
+            cut = [share.wide_qk_norm.tensor_split([queries // 2]) for share in shares]
+            assert torch.equal(torch.cat([half[which] for which in (0, 1) for half in cut]), layer.wide_qk_norm)
     kept = sum(part.layers[0].qkv.weight.numel() for part in parts)
     shared = config.kv_heads == 1
     assert kept == whole.layers[0].qkv.weight.numel() + shared * 2 * config.head_dim * config.hidden_size
