@@ -23,6 +23,9 @@ class PeerLane:
         peer: the other one.
         visit: what is said first.
 
+    Raises:
+        PeerGone: the connection has broken before that could be said.
+
     Attributes:
         heard: monotonic stamp of the last answer, or of the beginning.
         answered: whether there was any.
@@ -37,7 +40,11 @@ class PeerLane:
         self.socket = connected(context, zmq.DEALER, peer.endpoint, own.keys_for(peer).apply)
         self.heard = time.monotonic()
         self.answered = False
-        self.send(visit)
+        try:
+            self.send(visit)
+        except PeerGone:
+            self.close()
+            raise
 
     def send(self, message: VisitMessage) -> None:
         """Send a message; never blocks.

@@ -172,8 +172,10 @@ class PeerStore(BlockStore):
                 self._ask(lane)
         for peer in others:
             if peer not in self._follows:
-                lane = self._follows[peer] = PeerLane(self._context, self._own, peer, self._visit)
-                self._poller.register(lane.socket, zmq.POLLIN)
+                with suppress(PeerGone):  # nobody listens there yet, or the keeper is only just starting
+                    lane = PeerLane(self._context, self._own, peer, self._visit)
+                    self._poller.register(lane.socket, zmq.POLLIN)
+                    self._follows[peer] = lane
 
     def _ask(self, lane: PeerLane) -> None:
         """Is it there?"""

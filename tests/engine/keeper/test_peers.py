@@ -8,6 +8,8 @@ import zmq
 
 from engine.ipc.curve import new_keys
 from engine.ipc.peer_list import KeeperPeer, PeerPass, nixl_package, read_pass, write_peers
+from engine.ipc.sockets import connected
+from engine.keeper.peers import lane as peer_lane
 from engine.keeper.peers import leases
 from engine.keeper.peers import store as peer_store
 from engine.keeper.peers.door import PeerDoor
@@ -163,6 +165,28 @@ def test_a_keeper_that_is_gone_has_nothing_until_it_is_back(machines, here, ther
     other.door.meet([machine.door.peer for machine in machines])
     machines[0].keeper.wait_until(follow(here, known, (1,)))
     assert get(here, 1) == [1]
+
+
+def test_a_connection_that_breaks_before_anything_is_said_is_tried_again(machines, there, monkeypatch):
+    """A keeper that has not yet heard of us ends the handshake, sometimes before the first message is on its way."""
+    broken, strange = [], new_keys()
+    unknown = PeerPass("", "", strange.public.decode(), strange.secret.decode()).keys_for(machines[1].door.peer)
+
+    def refused(context, kind, endpoint, prepare):
+        if len(broken) == 2:
+            return connected(context, kind, endpoint, prepare)
+        broken.append(connected(context, kind, endpoint, unknown.apply))
+        while broken[-1].poll(10, zmq.POLLOUT):
+            pass  # until the message has nowhere to go
+        return broken[-1]
+
+    monkeypatch.setattr(peer_lane, "connected", refused)
+    put(there, 1)
+    store = PeerStore(machines[0].own, VISIT)
+    machines[0].keeper.wait_until(follow(store, set(), (1,)))
+    assert get(store, 1) == [1]
+    store.close()
+    assert len(broken) == 2 and all(each.closed for each in broken)
 
 
 def test_another_models_engine_is_turned_away(machines, there, caplog):

@@ -90,7 +90,9 @@ def test_loaded_shards_are_the_whole_and_nothing_twice(described, name):
         assert [share.o.bias is None for share in shares] == [layer.o.bias is None, True]
         for norm in ("input_norm", "post_norm", "after_attention_norm", "after_mlp_norm"):
             own = getattr(layer, norm)
-            assert all(getattr(share, norm) is own is None or torch.equal(getattr(share, norm), own) for share in shares)
+            assert all(
+                getattr(share, norm) is own is None or torch.equal(getattr(share, norm), own) for share in shares
+            )
         if layer.wide_qk_norm is not None:
             queries = config.heads * config.head_dim
             cut = [share.wide_qk_norm.tensor_split([queries // 2]) for share in shares]
