@@ -53,6 +53,12 @@ class Declaration(BaseModel):
         description="How weights are read. `dummy`: random weights of the shapes in the config.",
         json_schema_extra=MODEL,
     )
+    model_impl: Literal["auto", "headrace", "transformers"] = Field(
+        "auto",
+        description="Whose code computes the model. `headrace`: a family of its own. `transformers`: the classes of the installed "
+        "transformers over headrace's blocks, on a CPU in fp32, many times slower. `auto`: those where there is no family.",
+        json_schema_extra=MODEL,
+    )
     chat_template: str | None = Field(
         None, description="A Jinja file used instead of the model's own chat template.", json_schema_extra=MODEL
     )

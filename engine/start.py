@@ -158,7 +158,7 @@ class Starter:
 
     def _start(self) -> "tuple[EngineLoop, Ready]":
         with self._phase("read headers"):
-            config = read_description(self._source)
+            config = read_description(self._source, self._settings.model_impl)
             kinds = kinds_of(self._settings, config)
         startup: Startup[Any] = Startup(
             self._settings, self._source, config, self._phase, self._run, self._tiers, self._weights_read

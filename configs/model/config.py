@@ -1,6 +1,7 @@
 """What a decoder needs to know about a model, whatever file says it. Read from headers only: no torch, no tensor data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from configs.model.ends import EndToken
 from configs.model.pooling import UNSTATED, PoolingRules
@@ -74,7 +75,8 @@ class ModelConfig:
     `sliding_layers[i]` true attend to; None if there is no such layer. `dtype` names the checkpoint's own type; a
     GPU computes in float16 for `float16` and in bfloat16 for all others, a CPU does not look at it. `rotary_dim` is how many
     dimensions of each head are rotated, its first ones; None: all. `window_rotation` is that of layers with a sliding window; None:
-    that of all others. Layers in `unrotated_layers` turn nothing. `pooling` says how vectors are made of its states.
+    that of all others. Layers in `unrotated_layers` turn nothing. `implementation` says whose code computes it: a family here, or
+    transformers' own classes, of which only sizes, windows and ends are described. `pooling` says how vectors are made of states.
     """
 
     architecture: str
@@ -103,6 +105,7 @@ class ModelConfig:
     unrotated_layers: tuple[int, ...] = ()
     scales: Scales = UNSCALED
     pooling: PoolingRules = UNSTATED
+    implementation: Literal["headrace", "transformers"] = "headrace"
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim")

@@ -1,6 +1,7 @@
 """How this machine computes a model, chosen once at load. No torch: the memory plan needs it before torch is loaded."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from configs.needs import FAST_BLOCK_UNIT
 from configs.settings import Settings
 from engine.loading.stored import stored_types
 from engine.models.abilities import VARIANTS, Abilities
+from engine.models.by_transformers import classes_in_words, stored_bytes
 from engine.models.family import AFTER_NORMS, WIDE_NORMS
 from engine.models.layout import expected_shapes, weights_bytes
 from kernels.cpu.layouts import FORMATS, packed_size
@@ -43,17 +45,18 @@ _GROUP = 32
 class Arithmetic:
     """`exact`: fp32 by torch. `fast`: int8 products and bf16 KV by the C++ library at `library`.
 
-    `reason` says in words why, for the start-up log.
+    `reason` says in words why, for the start-up log. `by` names whose code it is, if not ours.
     """
 
     precision: Literal["exact", "fast"]
     reason: str
     library: Path | None = None
+    by: str = ""
 
     @property
     def name(self) -> str:
         """Device and arithmetic in words."""
-        return f"cpu, {self.precision}"
+        return f"cpu, {self.precision}{self.by}"
 
     @property
     def kv_format(self) -> str:
@@ -68,6 +71,8 @@ class Arithmetic:
 
     def weights_bytes(self, settings: Settings, source: ModelSource, config: ModelConfig) -> int:
         """Memory of the loaded weights, in bytes."""
+        if config.implementation == "transformers":
+            return stored_bytes(source.path)
         return packed_bytes(source, config, settings.load_format) if self.library else weights_bytes(config)
 
     def kv_bytes_per_token(self, config: ModelConfig) -> int:
@@ -81,6 +86,10 @@ def choose_arithmetic(settings: Settings, config: ModelConfig) -> Arithmetic:
     Raises:
         ModelError: the model has what no decoder on a CPU computes.
     """
+    if config.implementation == "transformers":
+        return Arithmetic(
+            "exact", f"fp32 by {classes_in_words(config)}", by=f" by transformers {version('transformers')}"
+        )
     EXACT.check(config)
     if settings.cpu_precision == "exact":
         return Arithmetic("exact", "fp32 by torch, as --cpu-precision exact asks")

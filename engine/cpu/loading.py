@@ -64,6 +64,11 @@ def load_model(
     Raises:
         ModelError: the files cannot be loaded.
     """
+    if config.implementation == "transformers":
+        from engine.cpu.fallback.transformers_decoder import TransformersDecoder
+
+        pool = KvPool(config, size.blocks, size.block_size)
+        return ExactModel(TransformersDecoder(source, config, load_format, pool), pool)
     if arithmetic.precision == "exact":
         weights = keep(lambda place: load_weights(source, config, load_format, place=place, tell=tell), WEIGHT_CLASSES)
         return ExactModel(Decoder(config, weights), KvPool(config, size.blocks, size.block_size))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from configs.model.config import ModelConfig
 from engine.cpu.batch import Batch
-from engine.cpu.decoder import Decoder
 from engine.cpu.formats import Arithmetic
 from engine.cpu.kv_pool import KvPool, PackedKvPool
 from engine.cpu.packed_weights import PackedWeights
@@ -62,10 +61,22 @@ class Model(Protocol):
         ...
 
 
+class ExactDecoder(Protocol):
+    """Computes a step's rows in fp32: `engine.cpu.decoder.Decoder`, or transformers' own (`engine.cpu.fallback`)."""
+
+    def forward(self, batch: Batch, pool: KvPool) -> Tensor:
+        """All rows, writing their keys and values into `pool`: fp32 [rows, hidden] as the head takes them."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of all tokens: from fp32 [n, hidden] to fp32 [n, vocab]."""
+        ...
+
+
 class ExactModel:
     """fp32 on the dequantized weights, by torch."""
 
-    def __init__(self, decoder: Decoder, pool: KvPool) -> None:
+    def __init__(self, decoder: ExactDecoder, pool: KvPool) -> None:
         self.pool = pool
         self._decoder = decoder
 

@@ -47,6 +47,9 @@ class Abilities:
         return next(self._lacking(config), None)
 
     def _lacking(self, config: ModelConfig) -> Iterator[str]:
+        if config.implementation == "transformers":
+            yield f"{self.who} compute no {config.architecture} models, which here only transformers' classes do"
+            return
         family = family_of(config)
         which = f"which {config.architecture} models have"
         if family.activation not in self.activations:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal
 
 from configs.model.config import ModelConfig
 from configs.model.encoder import EncoderConfig, encoder_from_hf
@@ -64,14 +65,40 @@ def encoder_family_of(config: EncoderConfig) -> EncoderFamily:
     return known[config.architecture]
 
 
-def read_description(source: ModelSource) -> ModelConfig | EncoderConfig:
-    """Read the description of the model at `source`, whatever kind of model it is; raises what `read_config` does."""
+Implementation = Literal["auto", "headrace", "transformers"]
+
+
+def read_description(source: ModelSource, by: Implementation = "auto") -> ModelConfig | EncoderConfig:
+    """Read the description of the model at `source`, whatever kind of model it is; raises what `read_config` does.
+
+    Args:
+        source: its files.
+        by: whose code is to compute it: a family here, transformers' classes, or those only where there is no family.
+    """
     if source.kind == "hf":
         raw, known = read_json(source.path / "config.json"), known_encoders()
         name = raw.get("model_type")
         if isinstance(name, str) and name in known:
             return encoder_from_hf(raw, name, known[name].hf, read_pooling(source.path))
+        if by == "transformers" or (by == "auto" and name not in known_families()):
+            return _by_transformers(source.path, raw)
+    elif by == "transformers":
+        raise ModelError(f"{source.name}: --model-impl transformers reads Hugging Face folders, not GGUF files.")
     return read_config(source)
+
+
+def _by_transformers(folder: Path, raw: dict[str, Any]) -> ModelConfig:
+    """The description of a decoder that transformers' classes compute."""
+    from engine.models.by_transformers import describe
+
+    names, path = read_token_names(folder), folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    eos = [
+        (file, Fields(values, file).tokens("eos_token_id"))
+        for file, values in (("generation_config.json", generation), ("config.json", raw))
+    ]
+    config = describe(folder, lambda vocab_size: names.end_tokens(eos, vocab_size))
+    return replace(config, pooling=read_pooling(folder))
 
 
 def read_config(source: ModelSource) -> ModelConfig:
@@ -96,7 +123,8 @@ def read_hf_config(raw: dict[str, object], generation: dict[str, object], names:
     """The description in the JSON files of a Hugging Face folder; raises what `read_config` does."""
     name, known = Fields(raw, "config.json").text("model_type", "unnamed"), known_families()
     if name not in known:
-        raise _unknown("config.json", name, (*known, *known_encoders()))
+        error = _unknown("config.json", name, (*known, *known_encoders()))
+        raise ModelError(f"{error} With --model-impl transformers its own class may compute it, slowly.")
     return config_from_hf(raw, generation, names, name, known[name].hf)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "gpt2"}, "config.json: the architecture 'gpt2' is not implemented; known: gemma, gemma2, "),
+        ({"model_type": "brandnew"}, "neither a family here nor transformers reads it: "),
         ({"hidden_act": "relu"}, "config.json: hidden_act='relu' is not implemented; supported: 'silu', 'swish'."),
         ({}, "no tokenizer"),
     ],

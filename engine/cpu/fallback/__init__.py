@@ -1,0 +1,1 @@
+"""Models that no family describes, computed by the classes of the installed transformers over our blocks."""
