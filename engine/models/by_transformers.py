@@ -90,10 +90,22 @@ def _refuse(folder: Path, config: Any, cls: Any) -> None:
         raise ModelError(f"{where}: quantized safetensors are not implemented; use the unquantized model.")
     if not cls._supports_attention_backend or cls._is_stateful:
         raise ModelError(f"{where}: {cls.__name__} of transformers lets nobody else store its keys and values.")
+    if of_batch := _rope_types(config) & {"dynamic", "longrope"}:
+        raise ModelError(
+            f"{where}: transformers turns positions of type {of_batch.pop()} by the longest sequence of a step, so that one "
+            "request would change another's answer."
+        )
     if others := set(_types(config, int(config.num_hidden_layers))) - _KINDS:
         raise ModelError(
             f"{where}: {name} has layers of {', '.join(sorted(others))}, which blocks of keys and values do not hold."
         )
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Of all layers: one object, or one for each type of layers."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    return {str(one.get("rope_type", "default")) for one in each}
 
 
 def _types(config: Any, layers: int) -> list[str]:

@@ -68,15 +68,31 @@ class TransformersDecoder:
         return scores.float().contiguous()
 
     def _try(self, source: ModelSource, pool: KvPool) -> None:
-        token = SequenceInput(token_ids=[0], start=0, block_table=[0])
+        """Two short texts in the first two blocks of the pool, whose second tokens come each alone, then both in one step."""
+        last = min(1, pool.keys[0].shape[1] // pool.block_size - 1)
+        first, second = (
+            [
+                SequenceInput(token_ids=[token], start=start, block_table=[at])
+                for token, at in zip(tokens, (0, last), strict=True)
+            ]
+            for start, tokens in enumerate([(0, 1), (1, 0)])
+        )
         try:
-            self.logits(self.forward(Batch.build([token], pool), pool))
+            for text in first:
+                self.forward(Batch.build([text], pool), pool)
+            alone = [self.logits(self.forward(Batch.build([text], pool), pool)) for text in second]
+            both = self.logits(self.forward(Batch.build(second, pool), pool))
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(f"{source.name}: transformers' class does not compute over our blocks: {error}") from error
         if self._attention.layers != set(range(self.config.layers)):
             raise ModelError(
                 f"{source.name}: {len(self._attention.layers)} of {self.config.layers} layers attend by our function; the model "
                 "cannot be served by transformers' classes."
+            )
+        if last and not torch.allclose(torch.cat(alone), both, rtol=1e-3, atol=1e-3 * float(both.std())):
+            raise ModelError(
+                f"{source.name}: transformers' class computes a text otherwise beside another one (does it take positions from "
+                "where tokens stand in the batch?); the model cannot be served by transformers' classes."
             )
 
 

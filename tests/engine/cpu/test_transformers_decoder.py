@@ -187,6 +187,10 @@ REFUSED = {
         "layers of chunked_attention, which blocks of keys and values do not hold",
     ),
     "an encoder too": ({"model_type": "t5"}, "transformers has no class that generates text by t5|not a decoder of text alone"),
+    "positions by the batch": (
+        {**SHAPE, "model_type": "mixtral", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        "turns positions of type dynamic by the longest sequence of a step, so that one request would change another's",
+    ),
     "nobody's": ({**SHAPE, "model_type": "brandnew"}, "neither a family here nor transformers reads it: .*brandnew"),
     "quantized": (
         {**SHAPE, "model_type": "mixtral", "quantization_config": {"quant_method": "gptq"}},
@@ -215,6 +219,20 @@ def test_what_attention_lacks_is_told_before_anything_is_served(tmp_path):
     pool = KvPool(config, 2, 8)
     with pytest.raises(ModelError, match="does not compute over our blocks: attention sinks are not computed"):
         TransformersDecoder(resolve_model(str(tmp_path)), config, "dummy", pool)
+
+
+def test_a_class_that_counts_positions_by_itself_is_refused(made, monkeypatch):
+    """Its texts would change with what else is in the step."""
+    from transformers.models.mixtral.modeling_mixtral import MixtralModel
+
+    forward = MixtralModel.forward
+
+    def counting(self, input_ids, position_ids, **how):
+        return forward(self, input_ids=input_ids, position_ids=torch.arange(input_ids.shape[1])[None], **how)
+
+    monkeypatch.setattr(MixtralModel, "forward", counting)
+    with pytest.raises(ModelError, match="computes a text otherwise beside another one"):
+        decoder(made("mixtral")[1])
 
 
 def test_a_file_that_lacks_tensors_is_refused_and_no_zeros_are_served(made, tmp_path):
