@@ -25,7 +25,7 @@ from configs.model.config import ModelConfig
 from configs.model.encoder import EncoderConfig
 from configs.model.gguf_header import GgufHeader, read_gguf_header
 from configs.model.safetensors_header import has_safetensors, read_safetensors
-from configs.model.source import ModelSource
+from configs.model.source import ModelError, ModelSource
 from configs.model.stored_tensor import StoredTensor
 from configs.settings import Settings
 from engine.loading.gguf_tensors import gguf_tensors
@@ -165,7 +165,7 @@ def _contents(tensors: Iterable[StoredTensor]) -> Iterator[bytes]:
                 files[tensor.path] = stack.enter_context(tensor.path.open("rb", buffering=0)).fileno()
             yield f"{tensor.name}|{tensor.kind}|{tensor.shape}|".encode()
             for start, length in _stretches(tensor.size):
-                yield os.pread(files[tensor.path], length, tensor.offset + start)
+                yield _part(files[tensor.path], tensor, start, length)
             if summed and tensor.size > _WHOLE:
                 yield _sums(files[tensor.path], tensor)
 
@@ -175,10 +175,18 @@ def _sums(file: int, tensor: StoredTensor) -> bytes:
     pages, sums = tensor.size // _PAGE, np.zeros(_PAGE // 8, np.uint64)
     for first in range(0, pages, _PAGES):
         count = min(_PAGES, pages - first)
-        words = np.frombuffer(os.pread(file, count * _PAGE, tensor.offset + first * _PAGE), np.uint64)
+        words = np.frombuffer(_part(file, tensor, first * _PAGE, count * _PAGE), np.uint64)
         odd = np.arange(2 * first + 1, 2 * (first + count), 2, dtype=np.uint64)
         sums += np.einsum("p,pw->w", odd, words.reshape(count, -1))
-    return sums.tobytes() + os.pread(file, tensor.size % _PAGE, tensor.offset + pages * _PAGE)
+    return sums.tobytes() + _part(file, tensor, pages * _PAGE, tensor.size % _PAGE)
+
+
+def _part(file: int, tensor: StoredTensor, start: int, length: int) -> bytes:
+    """These bytes of a tensor, of which its header had said that they are there."""
+    found = os.pread(file, length, tensor.offset + start)
+    if len(found) < length:
+        raise ModelError(f"{tensor.path} ends within {tensor.name!r}: it was cut short while it was read")
+    return found
 
 
 def _stretches(size: int) -> Iterator[tuple[int, int]]:

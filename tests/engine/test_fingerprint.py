@@ -18,7 +18,7 @@ from configs.model.config import EndToken, LinearScaling, Llama3Scaling, ModelCo
 from configs.model.gguf_header import read_gguf_header
 from configs.model.safetensors_header import read_safetensors
 from configs.model.scales import Scales
-from configs.model.source import resolve_model
+from configs.model.source import ModelError, resolve_model
 from configs.model.stored_tensor import StoredTensor
 from configs.settings import Settings
 from engine import fingerprint
@@ -129,6 +129,16 @@ def test_pages_are_added_up_whatever_is_read_at_once(tmp_path, pages):
     with path.open("rb") as file:
         sums = fingerprint._sums(file.fileno(), StoredTensor("t", path, "F32", (1,), 100, len(data) - 100))
     assert sums == np.array(expected, "<u8").tobytes() + data[-11:]
+
+
+@pytest.mark.parametrize("left", [0, 5000, 3 * 4096, 99_999])
+def test_a_file_that_is_cut_short_after_its_header_was_checked_is_named(tmp_path, left):
+    """Within a sample, within the pages that are added up, between two pages, in the last bytes."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(os.urandom(left))
+    tensor = StoredTensor("blk.0.ffn_up.weight", path, "F32", (25_000,), 0, 100_000)
+    with pytest.raises(ModelError, match=r"model\.gguf ends within 'blk\.0\.ffn_up\.weight'"):
+        list(fingerprint._contents([tensor]))
 
 
 @pytest.mark.parametrize("summed", [0, 2**30])
