@@ -8,7 +8,9 @@ or, once `make peers` has installed them, and with any other server that has Ope
 
 One server runs at a time, as threads of one that waits take cores from the other; they take turns, in the opposite order in
 every second round, because what a machine gives drifts from minute to minute. In a round all get the same prompts. Each is started
-anew for its turn, from the page cache if there is room, and is asked once before anything is timed.
+anew for its turn, from the page cache if there is room, is asked once, and then left alone before anything is timed, all of them
+for as long: one may go on preparing after its first answer, as ours gets huge pages for its weights. `--settle 0` measures what the
+first requests after a start get.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +30,10 @@ from loadtest.bench.peers.servers import OURS, Server, Turn, named, ours, turn
 from loadtest.bench.peers.table import table
 from loadtest.bench.peers.workloads import WORKLOADS, measure
 from loadtest.grid.server import ServerFailed
-from loadtest.workload.numbers import whole
+from loadtest.workload.numbers import not_negative, whole
 
 _FEW = "Q1,Q2,Q5"
+_SETTLE = 30.0  # ours takes some 20 for the pages of a gigabyte
 
 
 def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
@@ -46,6 +50,9 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", default=_FEW, help="workloads, separated by commas [%(default)s]")
     parser.add_argument("--rounds", type=whole, default=4, help="turns of each server [%(default)s]")
+    parser.add_argument(
+        "--settle", type=not_negative, default=_SETTLE, help="seconds of idling after the first answer [%(default)g]"
+    )
     parser.add_argument("--flags", default="", help=f"of {OURS} serve, such as '--speculation off' [none]")
     parser.add_argument("--port", type=int, default=8177, help="where each listens in its turn [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts [%(default)s]")
@@ -76,9 +83,10 @@ def processor() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def asked(at: Turn, workloads: Sequence[str], seed: int) -> dict[str, float]:
-    """All figures of a server in its turn."""
+def asked(at: Turn, workloads: Sequence[str], seed: int, settle: float) -> dict[str, float]:
+    """All figures of a server in its turn, once it has idled for `settle` seconds."""
     asyncio.run(measure(at.target, WORKLOADS["Q1"], WORKLOADS["Q1"].prompts(-1)[:1]))
+    time.sleep(settle)
     figures = {"ready": at.ready}
     for name in workloads:
         figures[name] = asyncio.run(measure(at.target, WORKLOADS[name], WORKLOADS[name].prompts(seed)))
@@ -95,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for server in servers[:: 1 if round_ % 2 == 0 else -1]:
                 try:
                     with turn(server, str(options.model), options.port, Path(folder, server.name)) as at:
-                        found = asked(at, options.workloads, options.seed + round_)
+                        found = asked(at, options.workloads, options.seed + round_, options.settle)
                 except (ServerFailed, OSError, ValueError, httpx.HTTPError) as error:
                     print(f"{server.name}: {error or type(error).__name__}", file=sys.stderr)
                     return 1

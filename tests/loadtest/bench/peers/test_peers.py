@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -95,8 +96,11 @@ def test_servers_take_turns_in_the_opposite_order_each_round(port, tmp_path, mon
     monkeypatch.setitem(WORKLOADS, "Q1", SMALL)
     (tmp_path / "m.gguf").write_bytes(b"")
     words = [str(tmp_path / "m.gguf"), "--against", f"one={command()}", f"two={command('--gap', '0.001')}"]
-    more = ["--only", "Q1", "--rounds", "2", "--port", str(port), "--flags", "--gap 0.002"]
+    idle, pause = [], time.sleep
+    monkeypatch.setattr(peers.time, "sleep", lambda seconds: idle.append(seconds) or pause(seconds % 1))
+    more = ["--only", "Q1", "--rounds", "2", "--settle", "77", "--port", str(port), "--flags", "--gap 0.002"]
     assert peers.main([*words, *more, "--output", str(tmp_path / "all.json")]) == 0
+    assert idle.count(77) == 6  # each in each turn
     lines = capsys.readouterr().out.splitlines()
     turns = [line.split()[:3] for line in lines if line.startswith("round")]
     assert [(number, name) for _, number, name in turns] == [
@@ -113,7 +117,8 @@ def test_servers_take_turns_in_the_opposite_order_each_round(port, tmp_path, mon
 def test_a_server_that_does_not_start_is_named(port, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "ours", lambda flags: stub(OURS))
     (tmp_path / "m.gguf").write_bytes(b"")
-    words = [str(tmp_path / "m.gguf"), "--rounds", "1", "--only", "Q5", "--port", str(port), "--against"]
+    few = ["--rounds", "1", "--only", "Q5", "--settle", "0"]
+    words = [str(tmp_path / "m.gguf"), *few, "--port", str(port), "--against"]
     monkeypatch.setitem(WORKLOADS, "Q5", SMALL)
     assert peers.main([*words, f"broken={sys.executable} -c exit(3) {{port}}"]) == 1
     assert "broken: it ended with status 3" in capsys.readouterr().err
@@ -131,6 +136,7 @@ def test_a_server_that_does_not_start_is_named(port, tmp_path, monkeypatch, caps
         (["--against", "x=a {port}", "x=b {port}"], "two servers of one name"),
         (["--against", "x=a {port}", "--only", "Q1,W9"], "W9 is none of W1, W2"),
         (["--against", "x=a {port}", "--rounds", "0"], "--rounds: '0' is not"),
+        (["--against", "x=a {port}", "--settle", "-1"], "--settle: '-1' is not a number of at least 0"),
         (["absent.gguf", "--against", "x=a {port}"], "there is no absent.gguf"),
     ],
 )
