@@ -17,7 +17,8 @@ HUGE = 2 << 20  # bytes of a huge page
 _MAY_BE_HUGE = 14  # MADV_HUGEPAGE: in the course of minutes, by a thread of the system's
 _COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1, which Python does not name: now, by the thread that asks
 _WAIT_SECONDS = 5.0  # before the first: the start ends meanwhile
-_PAUSES = 3  # as long as what it pauses from
+_PAUSES = 3  # as long as what it pauses from, while steps run
+_IDLE = 0.1  # of a core's time, at most what other threads of the process take when no step runs
 _log = logging.getLogger("headrace.engine")
 
 Advise = Callable[[int, int, int], int]  # address, bytes, advice -> 0 or a number of `errno`'s
@@ -29,6 +30,11 @@ def _advise(address: int, size: int, advice: int) -> int:
     return ctypes.get_errno() if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice) else 0
 
 
+def _work_of_others() -> float:
+    """Seconds of processor time that this process has taken, those of the thread that asks left out."""
+    return time.process_time() - time.thread_time()
+
+
 class HugePages:
     """Moves memory to huge pages, one after the other, while others read and write it: what it holds stays what it is.
 
@@ -36,12 +42,18 @@ class HugePages:
         tensors: of whose memory as many huge pages are got as fit inside. Held as long as this is at work.
         advise: `madvise`.
         sleep: pauses for seconds.
+        others: processor time of the process's other threads so far, in seconds.
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], *, advise: Advise = _advise, sleep: Callable[[float], None] = time.sleep
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        advise: Advise = _advise,
+        sleep: Callable[[float], None] = time.sleep,
+        others: Callable[[], float] = _work_of_others,
     ) -> None:
-        self._tensors, self._advise, self._sleep = tensors, advise, sleep
+        self._tensors, self._advise, self._sleep, self._others = tensors, advise, sleep, others
 
     def begin(self) -> None:
         """Start, on a thread that ends by itself or with the process."""
@@ -50,18 +62,21 @@ class HugePages:
     def run(self) -> int:
         """Get all of them. Returns how many it got; ends early where the system has none, or is told to take its time with them.
 
-        It pauses after each for three times as long as it took, so that steps have the cores and the lock of the memory.
+        While steps run it pauses after each for three times as long as it took, so that they have the cores and the lock of the
+        memory; while none does, one follows the other.
         """
         self._sleep(_WAIT_SECONDS)
         got = 0
         for address in self._places():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), self._others()
             failed = self._advise(address, HUGE, _COLLAPSE)
             if failed == errno.EINVAL:  # an older Linux, or one without huge pages
                 self._leave_to_the_system()
                 break
             got += not failed
-            self._sleep(_PAUSES * (time.perf_counter() - began))
+            took = time.perf_counter() - began
+            if self._others() - worked > _IDLE * took:
+                self._sleep(_PAUSES * took)
         _log.debug("huge pages of weights: %d", got)
         return got
 

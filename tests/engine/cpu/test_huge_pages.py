@@ -3,10 +3,12 @@
 import errno
 import mmap
 import random
+import threading
+import time
 
 import torch
 
-from engine.cpu.huge_pages import HUGE, HugePages
+from engine.cpu.huge_pages import HUGE, HugePages, _work_of_others
 
 
 def tensor(size, offset=0, memory=None):
@@ -15,17 +17,20 @@ def tensor(size, offset=0, memory=None):
 
 
 class System:
-    """`madvise` and a clock of ours."""
+    """`madvise`, a clock of ours, and other threads that take a whole core, or none."""
 
-    def __init__(self, answers=()):
-        self.asked, self.pauses, self._answers = [], [], iter(answers)
+    def __init__(self, answers=(), busy=True):
+        self.asked, self.pauses, self._answers, self._busy = [], [], iter(answers), busy
 
     def advise(self, address, size, advice):
         self.asked.append((address, size, advice))
         return next(self._answers, 0)
 
+    def others(self):
+        return time.perf_counter() if self._busy else 7.0
+
     def pages(self, *tensors):
-        return HugePages(tensors, advise=self.advise, sleep=self.pauses.append)
+        return HugePages(tensors, advise=self.advise, sleep=self.pauses.append, others=self.others)
 
 
 def test_every_huge_page_inside_is_asked_for_once_after_a_pause_each():
@@ -38,6 +43,26 @@ def test_every_huge_page_inside_is_asked_for_once_after_a_pause_each():
     bounds = [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors]
     assert all(any(start <= place and place + HUGE <= end for start, end in bounds) for place in places)
     assert len(system.pauses) == 1 + got and system.pauses[0] >= 1 and all(pause >= 0 for pause in system.pauses)
+
+
+def test_while_no_step_runs_one_follows_the_other():
+    system = System(busy=False)
+    assert system.pages(tensor(5 * HUGE)).run() >= 4
+    assert len(system.pauses) == 1 and system.pauses[0] >= 1
+
+
+def test_the_work_of_others_is_that_of_other_threads():
+    def work(seconds):
+        while time.thread_time() < seconds:
+            pass
+
+    began, ours = _work_of_others(), time.thread_time()
+    work(ours + 0.1)
+    between = _work_of_others()
+    other = threading.Thread(target=work, args=(0.05,))
+    other.start()
+    other.join()
+    assert between - began < 0.1 and _work_of_others() - between >= 0.045
 
 
 def test_a_page_under_two_matrices_of_one_memory_is_got():
