@@ -210,6 +210,11 @@ inline auto with_format(int64_t kind, With&& with) {
   }
 }
 
+// Columns that share a scale.
+inline int columns_of_scale(int64_t kind) {
+  return with_format(kind, [](auto format) { return decltype(format)::SUB; });
+}
+
 struct Tile {
   const uint8_t* records;
   const uint8_t* next;  // the tile whose turn comes after this one, most likely: asked for by several rows

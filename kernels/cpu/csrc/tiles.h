@@ -25,11 +25,6 @@ namespace headrace {
 constexpr int64_t NEVER = INT64_MAX;
 constexpr int LEAST = 8, MOST = 16;  // rows of a block
 
-// Columns that share a scale.
-inline int columns_of_scale(int64_t kind) {
-  return with_format(kind, [](auto format) { return decltype(format)::SUB; });
-}
-
 // From how many rows on products take tiles: of types with a scale for each 32 columns, and for each 16. Changes no result; set by
 // whoever has measured it (kernels/cpu/tiles.py).
 struct TilesFrom {

@@ -119,7 +119,8 @@ def test_a_row_does_not_depend_on_its_company(ops, kind):
     together = ops.linear(inputs, packed)
     for row in range(40):
         assert torch.equal(ops.linear(inputs[row : row + 1], packed)[0], together[row])
-    assert torch.equal(ops.linear(inputs[:7], packed), together[:7])
+    for rows in range(2, 14):  # some are cut, some unpack a panel
+        assert torch.equal(ops.linear(inputs[:rows], packed), together[:rows])
 
 
 @pytest.mark.long
