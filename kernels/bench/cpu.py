@@ -1,10 +1,12 @@
 """Every operation of a CPU step beside its floor, in the shapes and types of weights of a model.
 
-A floor is the larger of bytes / bandwidth and operations / rate. Both rates are measured in the same run, by torch: reading
-an array far larger than the caches, and int8 and fp32 matrix products. The weights of all layers are used in turn, as in a step,
-so that they come from memory and not from a cache.
+A floor is the larger of bytes / bandwidth and operations / rate, measured in the same run: the bandwidth by the kernels' threads,
+which read memory far larger than the caches, on huge pages, from front to back; the rates by torch's fp32 and int8 matrix products,
+or of int8 by the kernels' instructions with all that they need at hand, if that is more (torch uses none of AVX2's). The weights of
+all layers are used in turn, as in a step, so that they come from memory and not from a cache.
 """
 
+import mmap
 import os
 import statistics
 import time
@@ -21,6 +23,8 @@ from kernels.cpu.packing import PackedMatrix, pack_gguf
 from kernels.cpu.variants import choose
 
 BLOCK = 32  # tokens
+TIMES = 100_000  # small products to measure the rate of int8
+FAR = 1 << 29  # bytes read to measure the bandwidth
 SAMPLING = 32  # rows; the head is computed only for rows that sample, of which a prompt has one
 
 
@@ -85,7 +89,7 @@ def main(threads: int | None, rounds: int, model: str) -> int:
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     ops = NativeOps(kernels.library, threads)
-    rates = measure_rates(rounds, native_bf16="bf16" in kernels.library.name)
+    rates = measure_rates(ops, threads, rounds, native_bf16="bf16" in kernels.library.name)
     torch.set_num_threads(1)  # torch's own threads spin for a while after their work, and the kernels need the cores
     print(f"{kernels.reason}; {threads} threads; {ops.tiles}; shapes of {model}")
     print(
@@ -101,15 +105,18 @@ def main(threads: int | None, rounds: int, model: str) -> int:
     return 0
 
 
-def measure_rates(rounds: int, *, native_bf16: bool) -> Rates:
-    """Measure the rates with torch. bf16 products, if the processor has them, run at twice the fp32 rate."""
-    far = torch.ones(100_000_000)
-    read = 4 * len(far) / median(far.sum, rounds)
+def measure_rates(ops: NativeOps, threads: int, rounds: int, *, native_bf16: bool) -> Rates:
+    """Measure the rates with `threads` threads. bf16 products, if the processor has them, run at twice the fp32 rate."""
+    far = memory(FAR)
+    read = far.nbytes / median(lambda: ops.read(far), rounds)
     left, right = torch.ones(512, 2048), torch.ones(2048, 2048)
     products = 2 * 512 * 2048 * 2048
     fp32 = products / median(lambda: left @ right, rounds)
     bytes_left, bytes_right = left.to(torch.int8), right.to(torch.int8)
-    int8 = products / median(lambda: torch._int_mm(bytes_left, bytes_right), rounds)
+    int8 = products / median(lambda: torch._int_mm(bytes_left, bytes_right), 1 + rounds // 5)
+    some, weights = torch.ones(4, 32, dtype=torch.int8), torch.ones(8, 16, 4, dtype=torch.uint8)
+    alone = 2 * 4 * 32 * 16 * TIMES * threads / median(lambda: ops.products(TIMES, some, weights), rounds)
+    int8 = max(int8, alone)
     return Rates(read, int8, fp32, 2 * fp32 if native_bf16 else fp32)
 
 
@@ -179,6 +186,13 @@ class Bench:
         name = f"attention, {kind} {rows} at {chunks[0].start}"
         operations = 4 * seen * model.heads * model.dim * model.layers
         return Row(name, seconds, size, operations, self.rates.bf16)
+
+
+def memory(size: int) -> torch.Tensor:
+    """int32 [size / 64, 16], all ones, on huge pages where the system has some."""
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=torch.int32).view(-1, 16).fill_(1)
 
 
 def random_matrix(outputs: int, columns: int, kind: str) -> PackedMatrix:

@@ -50,6 +50,8 @@ def open_library(path: Path) -> ctypes.CDLL:
         ("tiles_permitted", ctypes.c_int32, ()),
         ("tiles_from", None, (_int, _int)),
         ("seconds", ctypes.c_double, (_int, _int, _int, ctypes.c_int32)),
+        ("products", ctypes.c_int32, (_pointer, _int, _pointer, _pointer)),
+        ("read", None, (_pointer, _pointer, _int, _pointer)),
         ("linear", None, (_pointer, _pointer, _int, _pointer, _int, _pointer)),
         ("attention", None, (*[_pointer] * 5, _int, _int, _int, _pointer, _pointer)),
     ):

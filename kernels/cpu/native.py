@@ -193,6 +193,23 @@ class NativeOps:
         )
         return out
 
+    def products(self, times: int, rows: Tensor, weights: Tensor) -> int:
+        """The sum of `rows @ weights`, which each thread computes `times` times: products that wait for nothing.
+
+        Args:
+            times: at least 1.
+            rows: int8 [4, 32], contiguous.
+            weights: uint8 below 16, contiguous, [8, 16, 4]: columns 4 j .. 4 j + 3 of sixteen outputs.
+        """
+        found: int = self.library.headrace_products(self.team, times, rows.data_ptr(), weights.data_ptr())
+        return found
+
+    def read(self, memory: Tensor) -> Tensor:
+        """Read int32 [n, 16], contiguous, by all threads: int32 [16], its sum over n."""
+        out = torch.empty(memory.shape[1], dtype=torch.int32)
+        self.library.headrace_read(self.team, memory.data_ptr(), memory.nbytes, out.data_ptr())
+        return out
+
     def mask(self, logits: Tensor, rows: Sequence[int], allowed: Tensor) -> None:
         """Add -inf in place to what is not allowed: a NaN stays one, and +inf becomes one.
 

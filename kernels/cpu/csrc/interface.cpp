@@ -27,6 +27,38 @@ static double seconds_of(int64_t kind, int64_t rows, int64_t columns, bool in_ti
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
 }
 
+// `times` times four rows by 32 columns of sixteen outputs, all in registers or in the first level of cache. Returns the sum of the last.
+ALONE_IN_REGISTERS static int32_t products(int64_t times, const int8_t* x, const u32x16* w) {
+  constexpr int R = 4, QUADS = GROUP / 4;
+  i32x16 sums[R]{};
+  for (int64_t i = 0; i < times; i++) {
+    __asm__ volatile("" : "+r"(x), "+r"(w) : : "memory");  // what is there may have changed: compute it again
+    Dots<4, QUADS> dots[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) dots[r] = Dots<4, QUADS>::from(0);
+#pragma GCC unroll 8
+    for (int j = 0; j < QUADS; j++) {
+      const u32x16 some = w[j];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) dots[r].add(j, some, load<int32_t>(x + r * GROUP + 4 * j));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) store(&sums[r], dots[r].total());
+  }
+  return sum(sums[0] + sums[1] + sums[2] + sums[3]);
+}
+
+// The sum of vectors of sixteen numbers, `bytes` in all.
+static u32x16 summed(const uint8_t* at, int64_t bytes) {
+  constexpr int64_t WIDTH = sizeof(u32x16);
+  u32x16 sums[2]{};
+  for (int64_t i = 0; i < bytes / WIDTH; i++) {
+    prefetch(at + i * WIDTH + AHEAD, WIDTH);
+    sums[i % 2] += load<u32x16>(at + i * WIDTH);
+  }
+  return sums[0] + sums[1];
+}
+
 #pragma GCC visibility push(default)
 extern "C" {
 
@@ -100,6 +132,28 @@ double headrace_seconds(int64_t kind, int64_t rows, int64_t columns, int32_t in_
 }
 
 // --- single operations, for tests and the benchmark ----------------------------------------------------------------------
+
+// Each member of the team multiplies `times` times 4 rows, x [4, 32], by 32 columns of sixteen outputs, w [8, 64]: the rate of int8
+// products that wait for nothing. Returns the sum of all sums.
+int32_t headrace_products(Team* team, int64_t times, const int8_t* x, const uint8_t* w) {
+  u32x16 weights[GROUP / 4];
+  std::memcpy(weights, w, sizeof weights);
+  std::atomic<int32_t> found = 0;
+  team->run([&](int) { found = products(times, x, weights); });
+  return found;
+}
+
+// out [16]: sums of `bytes` / 64 vectors of sixteen numbers. What the team takes for it is what memory gives.
+void headrace_read(Team* team, const uint8_t* at, int64_t bytes, uint32_t* out) {
+  constexpr int64_t PIECE = 1 << 18;
+  const int pieces = (int)((bytes + PIECE - 1) / PIECE);
+  std::vector<u32x16> sums(pieces);
+  team->run([&](int) {
+    team->each(pieces, [&](int i) { sums[i] = summed(at + i * PIECE, std::min(PIECE, bytes - i * PIECE)); });
+  });
+  const u32x16 all = summed((const uint8_t*)sums.data(), pieces * (int64_t)sizeof(u32x16));
+  std::memcpy(out, &all, sizeof all);
+}
 
 // out [rows, outputs] = in [rows, columns] * w^T, activations quantized on the way; for each of `count` matrices of one shape, as a
 // step goes through its layers.

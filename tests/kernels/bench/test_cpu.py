@@ -2,7 +2,8 @@
 
 import pytest
 
-from kernels.bench.cpu import MODELS, Bench, ModelShape, Rates, Row, random_matrix
+from kernels.bench import cpu
+from kernels.bench.cpu import MODELS, Bench, ModelShape, Rates, Row, measure_rates, memory, random_matrix
 from kernels.cpu.build import build, compiler
 from kernels.cpu.native import NativeChunk, NativeOps
 from kernels.cpu.packing import unpack
@@ -22,6 +23,15 @@ def bench():
 def test_the_floor_is_the_larger_of_reading_and_computing():
     assert Row("reads", 1.0, bytes=2e9, operations=4e9, rate=4e9).floor(RATES) == 2.0
     assert Row("computes", 1.0, bytes=1e9, operations=12e9, rate=4e9).floor(RATES) == 3.0
+
+
+def test_the_bandwidth_is_that_of_reading_all_of_a_memory(bench, monkeypatch):
+    whole, sizes = memory(1 << 21), []
+    assert whole.shape == (1 << 15, 16) and bench.ops.read(whole).tolist() == 16 * [1 << 15]
+    monkeypatch.setattr(cpu, "FAR", 1 << 21)
+    monkeypatch.setattr(cpu, "memory", lambda size: sizes.append(size) or whole)
+    rates = measure_rates(bench.ops, 2, 1, native_bf16=True)
+    assert sizes == [1 << 21] and rates.bf16 == 2 * rates.fp32 and min(rates.read, rates.int8, rates.fp32) > 0
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_K"])

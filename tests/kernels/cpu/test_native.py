@@ -106,6 +106,20 @@ def test_extreme_activations_and_weights(ops):
             _close(ops.linear(inputs, packed), reference.linear(inputs, packed))
 
 
+@pytest.mark.parametrize("rows", [1, 7, 4096, 3 * 4096 + 5])
+def test_reading_sees_every_number(ops, rows):
+    memory = torch.randint(-(2**31), 2**31, (rows, 16), generator=torch.Generator().manual_seed(rows)).to(torch.int32)
+    assert torch.equal(ops.read(memory), memory.sum(dim=0).to(torch.int32))
+
+
+def test_products_that_wait_for_nothing_are_products(ops):
+    draw = torch.Generator().manual_seed(4)
+    rows = torch.randint(-127, 128, (4, 32), generator=draw).to(torch.int8)
+    quads = torch.randint(0, 16, (8, 16, 4), generator=draw).to(torch.uint8)
+    columns = quads.transpose(1, 2).reshape(32, 16)
+    assert ops.products(3, rows, quads) == int((rows.long() @ columns.long()).sum())
+
+
 def test_a_row_does_not_depend_on_its_company(ops):
     packed = pack_gguf(stored("Q4_1", weights(64, 96))[0], "Q4_1")
     inputs = weights(40, 96)
