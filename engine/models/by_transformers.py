@@ -34,7 +34,7 @@ def describe(folder: Path, ends: Callable[[int], tuple[EndToken, ...]]) -> Model
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{folder.name}: neither a family here nor transformers reads it: {_first_line(error)}"

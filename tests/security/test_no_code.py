@@ -50,8 +50,14 @@ SAFE_YAML = {
 REMOTE = {"trust_remote_code", "AutoModel", "AutoTokenizer", "AutoConfig", "from_pretrained"}
 
 
-def findings(module: ast.Module):
-    """What in a module could turn data into code, as (line, what)."""
+BY_TRANSFORMERS = {
+    "by_transformers.py",
+    "transformers_decoder.py",
+}  # models that its classes compute: its own, and no others
+
+
+def findings(module: ast.Module, *, by_transformers: bool = False):
+    """What in a module could turn data into code, as (line, what). `by_transformers`: it may use transformers' own classes."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id == "yaml" and node.attr not in SAFE_YAML:
@@ -61,10 +67,15 @@ def findings(module: ast.Module):
         if (
             isinstance(node, ast.Attribute | ast.Name)
             and (name := getattr(node, "attr", getattr(node, "id", ""))) in REMOTE
+            and not by_transformers
         ):
             yield node.lineno, name
         if isinstance(node, ast.Call):
             yield from in_call(node)
+            if by_transformers and ast.unparse(node.func).endswith((".from_pretrained", ".from_config")):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if given.get("trust_remote_code") != "False":
+                    yield node.lineno, "code of others is not refused"
 
 
 def in_call(call: ast.Call):
@@ -84,13 +95,15 @@ def in_call(call: ast.Call):
         yield call.lineno, on
     if "shell" in keywords:
         yield call.lineno, "shell"
-    yield from ((call.lineno, name) for name in REMOTE & keywords.keys())
+    yield from ((call.lineno, name) for name in REMOTE & keywords.keys() if ast.unparse(keywords[name]) != "False")
 
 
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_nothing_turns_data_into_code(folder):
     found = [
-        f"{path.relative_to(ROOT)}:{line}: {what}" for path in sources(folder) for line, what in findings(tree(path))
+        f"{path.relative_to(ROOT)}:{line}: {what}"
+        for path in sources(folder)
+        for line, what in findings(tree(path), by_transformers=path.name in BY_TRANSFORMERS)
     ]
     assert found == []
 
@@ -126,6 +139,20 @@ def test_nothing_that_unpickles_is_imported(folder):
 )
 def test_the_search_finds_each_kind(text):
     assert list(findings(ast.parse(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("AutoConfig.from_pretrained(folder, trust_remote_code=False)", True),
+        ("AutoConfig.from_pretrained(folder)", False),
+        ("AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust)", False),
+        ("classes.from_config(config)", False),
+    ],
+)
+def test_transformers_own_classes_are_all_that_its_files_may_use(text, good):
+    assert (not list(findings(ast.parse(text), by_transformers=True))) is good
+    assert list(findings(ast.parse(text))) or ".from_config" in text
 
 
 def test_the_search_sees_the_whole_project():

@@ -181,11 +181,16 @@ def _loaded(source: ModelSource, load_format: str, attention: str) -> Any:
     how = {"dtype": torch.float32, "attn_implementation": attention}
     if load_format == "dummy":
         torch.manual_seed(0)
-        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
-        return classes.from_config(config, **how).eval()
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        return classes.from_config(config, trust_remote_code=False, **how).eval()
     try:
         model, report = classes.from_pretrained(
-            source.path, local_files_only=True, use_safetensors=True, output_loading_info=True, **how
+            source.path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **how,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot read {source.path}: {error}") from error

@@ -235,6 +235,22 @@ def test_a_class_that_counts_positions_by_itself_is_refused(made, monkeypatch):
         decoder(made("mixtral")[1])
 
 
+@pytest.mark.parametrize("model_type", ["brandnew", "mixtral"])
+def test_code_beside_a_model_is_never_run(made, tmp_path, model_type):
+    """A folder may name classes beside it: where transformers has none by the model's type it is refused, else its are taken."""
+    evidence = tmp_path / "it ran"
+    (tmp_path / "own.py").write_text(f"open({str(evidence)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    content = json.loads((made("mixtral")[1].path / "config.json").read_text()) | {"model_type": model_type}
+    content["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    if model_type == "brandnew":
+        with pytest.raises(ModelError, match="neither a family here nor transformers reads it"):
+            described(tmp_path, content)
+    else:
+        config = described(tmp_path, content)
+        TransformersDecoder(resolve_model(str(tmp_path)), config, "dummy", KvPool(config, 4, 8))
+    assert not evidence.exists()
+
+
 def test_a_file_that_lacks_tensors_is_refused_and_no_zeros_are_served(made, tmp_path):
     from safetensors.torch import load_file, save_file
 
