@@ -27,7 +27,7 @@ _LONGEST = (
 _LEAST = 0.02
 # Guesses at the price bring nothing, and all cost some planning; where nobody waits for a place, a sequence that ends sooner leaves
 # its rows to nobody. So they have to be so much better.
-MARGIN = 1.3
+_MARGIN = 1.3
 _OWN = 0.9  # memory of a request's hits, from one verification to the next
 _TRUST = 3.0  # guesses that a request must have seen before its own hits count as much as those of all
 _ALL = 0.99  # memory of the hits of all requests
@@ -61,8 +61,8 @@ class RowPrice:
     def chance(self) -> float:
         """With what chance a guess must be right to be worth its row."""
         if not self._weight:
-            return MARGIN * _ROW_SHARE
-        return max(_LEAST, MARGIN * self.row_seconds * self.rate)
+            return _MARGIN * _ROW_SHARE
+        return max(_LEAST, _MARGIN * self.row_seconds * self.rate)
 
     def spend(self, seconds: float) -> None:
         """Guessing took so long, besides the steps."""

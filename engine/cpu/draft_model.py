@@ -33,7 +33,13 @@ FIXED = 1536  # tiles of a short head that are the first ones; the others are th
 
 
 class DraftHead(Protocol):
-    """From hidden states to scores."""
+    """From hidden states to scores.
+
+    Attributes:
+        considered: fp32 [n, tokens], those scores of the last call that are finite, whatever became of them since.
+    """
+
+    considered: Tensor
 
     def note(self, tokens: Iterable[int]) -> None:
         """These occur in a text."""
@@ -49,13 +55,15 @@ class WholeHead:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self.considered = torch.empty(0, 0)
 
     def note(self, tokens: Iterable[int]) -> None:
         """Nothing: all are considered."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """All scores."""
-        return self._model.logits(hidden)
+        self.considered = self._model.logits(hidden)
+        return self.considered
 
 
 class ShortHead:
@@ -76,6 +84,7 @@ class ShortHead:
         self._places = OrderedDict((tile, tile) for tile in tiles[fixed:])  # by tile, the one noted last at the end
         self._part = replace(head, records=head.records[: len(tiles)].clone(), outputs=len(tiles) * TILE)
         self._scores = torch.empty(0, len(head.records), TILE)
+        self.considered = torch.empty(0, 0)
 
     def note(self, tokens: Iterable[int]) -> None:
         """Bring in the tiles of these; others leave, the one noted longest ago first."""
@@ -93,8 +102,8 @@ class ShortHead:
         """Scores of the tokens that are considered."""
         if len(self._scores) < len(hidden):
             self._scores = torch.full((len(hidden), len(self._head.records), TILE), float("-inf"))
-        scores = self._ops.linear(hidden, self._part).view(len(hidden), -1, TILE)
-        out = self._scores[: len(hidden)].index_copy_(1, self._tiles, scores)
+        self.considered = self._ops.linear(hidden, self._part)
+        out = self._scores[: len(hidden)].index_copy_(1, self._tiles, self.considered.view(len(hidden), -1, TILE))
         return out.flatten(1)[:, : self._vocab_size]
 
 
@@ -135,7 +144,7 @@ class CpuDraftModel:
         logits = self._head.logits(hidden)
         sampled = self._sampler.sample(logits, list(sequences))  # which leaves the edited logits there
         chosen = [max(0, each.token_id) for each in sampled]
-        chances = _chances(logits, chosen, sequences)
+        chances = _chances(logits, chosen, self._head.considered, sequences)
         return [
             Guess(None if each.error else each.token_id, chance) for each, chance in zip(sampled, chances, strict=True)
         ]
@@ -145,12 +154,13 @@ class CpuDraftModel:
         self._sampler.forget(request_id)
 
 
-def _chances(logits: Tensor, tokens: list[int], sequences: Sequence[TokenSequence]) -> list[float]:
-    """How likely each row's token is at its request's temperature, before top-k and the like."""
+def _chances(logits: Tensor, tokens: list[int], considered: Tensor, sequences: Sequence[TokenSequence]) -> list[float]:
+    """How likely each row's token is at its request's temperature, about: before top-k and the like."""
     found = []
-    for row, token, sequence in zip(logits, tokens, sequences, strict=True):
-        scaled = row if sequence.sampling.greedy else row / max(sequence.sampling.temperature, 1e-3)
-        found.append(float((scaled[token] - scaled.logsumexp(0)).exp()))
+    for row, token, scores, sequence in zip(logits, tokens, considered, sequences, strict=True):
+        heat = 1.0 if sequence.sampling.greedy else max(sequence.sampling.temperature, 1e-3)
+        total = (scores if heat == 1.0 else scores / heat).logsumexp(0)
+        found.append(min(1.0, float((row[token] / heat - total).exp())))
     return found
 
 

@@ -2,10 +2,12 @@
 
 A draft's step for n sequences brings them a guess each. It is worth its time if
 
-    sum over sequences (chance that the guess is right - price of its row) > seconds of the draft's step * tokens a second
+    sum over sequences (chance that the guess is right) > tokens a second * (seconds of the draft's step + what n rows add)
 
-with all of that measured (`scheduler/worth.py`). How likely a guess is right is told by how sure the draft is of it, as often as
-guesses that it was as sure of were right. Where a sequence's KV has to be computed first, what is won until its end must be more.
+with all of that measured (`scheduler/worth.py`). Kernels compute a few rows nearly as fast as one and the next all the slower, so
+what rows add is taken from steps of just so many, where there were some. How likely a guess is right is told by how sure the draft
+is of it, as often as guesses that it was as sure of were right. Where a sequence's KV has to be computed first, what is won until
+its end must be more.
 
 All of this may be wrong for a while, so there is an account besides: guesses are charged with the time that they take and credited
 with what they spare. What is lost in a row is at most what is on it, and that grows by one part in a hundred of the time.
@@ -14,12 +16,13 @@ with what they spare. What is lost in a row is at most what is on it, and that g
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scheduler.worth import MARGIN, MOST_GUESSES, OwnHits, RowPrice
+from scheduler.worth import MOST_GUESSES, OwnHits, RowPrice
 
 _PART = 0.01  # of all time
 _FIRST_SECONDS, _MOST_SECONDS = 1.0, 2.0
 _STEPS = 3  # that must have been seen before anything is guessed
 _MARGIN = 1.1
+_LEAST = 0.02
 _LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of how sure a draft is, between which guesses count as alike
 _FIRST_CHANCES = (0.2, 0.4, 0.55, 0.7, 0.85, 0.92, 0.97)
 _PRIOR = 10.0
@@ -33,7 +36,49 @@ _GAIN, _GAIN_PRIOR = (
     50.0,
 )  # tokens that guesses bring beyond their price, for each token of the model's; until it is known
 _ANSWER, _ANSWERS = 128.0, 4.0  # tokens of an answer, until so many have ended
+_TABLE, _ENOUGH = 32, 3  # rows of a step that are told apart, and how many steps of a number must have been seen
+_PACE, _SIZE = 0.3, 0.05  # weight of a step
 _RARELY = 16  # tokens between two tries where guesses do not pay
+
+
+class StepTimes:
+    """What steps of each small number of rows took of late.
+
+    A machine that others use is faster now and slower then. So a pace is measured by all steps, and how steps of so many rows
+    compare by it: else sizes that are seldom computed would seem dear, or cheap, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._pace = 0.0  # seconds
+        self._sizes = [0.0] * (_TABLE + 1)  # what a step of so many rows takes, in paces
+        self._seen = [0] * (_TABLE + 1)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        if rows > _TABLE or seconds <= 0:
+            return
+        if not self._pace:
+            self._pace = seconds
+        if self._seen[rows]:
+            seconds = min(seconds, 2 * self._sizes[rows] * self._pace)  # else it was held up by something else
+            self._pace += _PACE * (seconds / self._sizes[rows] - self._pace)
+        self._seen[rows] += 1
+        self._sizes[rows] += max(_SIZE, 1 / self._seen[rows]) * (seconds / self._pace - self._sizes[rows])
+
+    def added(self, rows: int, more: int) -> float | None:
+        """What so many more rows add; None if nothing is known of steps of as many, or of fewer and of more."""
+        few, many = self._of(rows), self._of(rows + more)
+        return None if few is None or many is None else max(0.0, many - few) * self._pace
+
+    def _of(self, rows: int) -> float | None:
+        """What a step of so many rows takes; if none were seen, a place on the line between the next ones that were."""
+        seen = [each for each in range(1, _TABLE + 1) if self._seen[each] >= _ENOUGH]
+        below = max((each for each in seen if each <= rows), default=None)
+        above = min((each for each in seen if each >= rows), default=None)
+        if below is None or above is None:
+            return None
+        low, high = self._sizes[below], self._sizes[above]
+        return low if below == above else low + (high - low) * (rows - below) / (above - below)
 
 
 @dataclass(slots=True)
@@ -61,6 +106,7 @@ class DraftWorth:
 
     def __init__(self) -> None:
         self._step, self._draft = RowPrice(), RowPrice()
+        self._times = StepTimes()
         self._steps = 0
         self._hits = [_PRIOR * chance for chance in _FIRST_CHANCES]
         self._trials = [_PRIOR] * len(_FIRST_CHANCES)
@@ -76,6 +122,7 @@ class DraftWorth:
         """A step that only decoded."""
         self._steps += 1
         self._step.observe(rows, tokens, seconds)
+        self._times.observe(rows, seconds)
         self._seconds = min(_MOST_SECONDS, self._seconds + _PART * seconds)
 
     def drafted(self, rows: int, seconds: float, *, new: bool) -> None:
@@ -114,10 +161,11 @@ class DraftWorth:
 
     # --- what is decided ---
 
-    @property
-    def row_price(self) -> float:
-        """With what chance a guess must be right to be worth its row."""
-        return self._step.chance / MARGIN * _MARGIN
+    def row_price(self, rows: int, more: int = 1) -> float:
+        """With what chance each of so many guesses must be right to be worth its row, in a step of so many rows besides."""
+        added = self._times.added(rows, more)
+        seconds = self._step.row_seconds if added is None else added / more
+        return max(_LEAST, _MARGIN * seconds * self._step.rate)
 
     def next_chance(self, own: OwnGuesses) -> float:
         """That of a guess that the draft has not made yet."""
@@ -128,15 +176,14 @@ class DraftWorth:
         """Whether there is no point in asking now, as it did not pay of late, or nothing is known yet."""
         return self._steps < _STEPS or self._seconds <= 0 or (self._hopeless > 2 and known % _RARELY != 0)
 
-    def pays(self, chances: Sequence[float], rows: int) -> bool:
-        """Whether a step of the draft's of so many rows is worth its time for guesses that are so likely."""
-        price = self.row_price
-        won = sum(max(0.0, chance - price) for chance in chances)
-        return won > _MARGIN * self._draft.seconds_of(rows) * self._step.rate
+    def pays(self, chances: Sequence[float], rows: int, drafted: int) -> bool:
+        """Whether guesses that are so likely are worth their rows, besides so many, and a step of the draft's of `drafted` rows."""
+        price = self.row_price(rows, len(chances)) * len(chances)
+        return sum(chances) > price + _MARGIN * self._draft.seconds_of(drafted) * self._step.rate
 
     def promising(self, chances: Sequence[float]) -> bool:
         """Whether the first guesses for these sequences pay, if none lacks KV. Notes where they do not."""
-        pays = self.pays(chances, len(chances))
+        pays = self.pays(chances, len(chances), len(chances))
         self._hopeless = 0 if pays else self._hopeless + 1
         return pays
 
@@ -149,8 +196,11 @@ class DraftWorth:
 
     def value(self, own: OwnGuesses) -> float:
         """Tokens that guesses for one sequence bring beyond their price."""
-        chance, price = self.next_chance(own), self.row_price + self._draft.seconds_of(1) * self._step.rate
-        return sum(max(0.0, chance**count - price) for count in range(1, MOST_GUESSES + 1))
+        chance, price = self.next_chance(own), _MARGIN * self._draft.seconds_of(1) * self._step.rate
+        value, count = 0.0, 1
+        while count <= MOST_GUESSES and (won := chance**count - price - self.row_price(count)) > 0:
+            value, count = value + won, count + 1
+        return value
 
 
 def _level(sure: float) -> int:

@@ -127,12 +127,16 @@ class ModelDrafter:
         names = {each.request_id for each in candidates}
         ready = [each for candidate in candidates if (each := self._ready(candidate, names)) is not None]
         ready = self._catch_up(ready)
+        step = len(candidates)  # rows of the model's step
         while ready:
-            ready = [each for each in ready if each.awaited(self._worth) > self._worth.row_price]
+            price = self._worth.row_price(step, len(ready))
+            ready = [each for each in ready if each.awaited(self._worth) > price]
             rows = sum(len(each.sequence.tokens.tokens) - each.sequence.computed for each in ready)
-            if not ready or not self._worth.pays([each.awaited(self._worth) for each in ready], rows):
+            if not ready or not self._worth.pays([each.awaited(self._worth) for each in ready], step, rows):
                 return
-            ready = [each for each in self._guess(ready, found) if self._may_go_on(each)]
+            ready = self._guess(ready, found, self._worth.row_price(step, len(ready)))
+            step += len(ready)
+            ready = [each for each in ready if self._may_go_on(each)]
 
     def _ready(self, candidate: DraftCandidate, names: set[str]) -> _Guessing | None:
         """What is kept of a candidate, with room for its guesses; None if it is not worth it or there is no room."""
@@ -162,8 +166,8 @@ class ModelDrafter:
             self._timed(inputs, [], new=False)
         return [each for each in guessing if each.sequence.missing <= MOST_GUESSES + 1]
 
-    def _guess(self, guessing: list[_Guessing], found: dict[str, list[int]]) -> list[_Guessing]:
-        """One more guess for each. Returns those that have one which is worth its row."""
+    def _guess(self, guessing: list[_Guessing], found: dict[str, list[int]], price: float) -> list[_Guessing]:
+        """One more guess for each. Returns those that have one which is likelier than `price`, so that it is worth its row."""
         sequences = [each.sequence for each in guessing]
         inputs = [_input(each, len(each.tokens.tokens) - each.computed, wanted=1) for each in sequences]
         guesses = self._timed(inputs, sequences, new=True)
@@ -173,7 +177,7 @@ class ModelDrafter:
             if guess.token is None:
                 continue
             chance = each.chance * self._worth.estimated(each.own, guess.chance)
-            if chance > self._worth.row_price:
+            if chance > price:
                 each.chance = chance
                 each.guesses.append(guess.token)
                 each.sequence.tokens.tokens.append(guess.token)

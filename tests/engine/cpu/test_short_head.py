@@ -31,6 +31,7 @@ def considered(head, whole, hidden):
     there = scores > float("-inf")
     assert torch.equal(scores[there], whole[there])
     assert torch.equal(there[0], there[-1])
+    assert torch.isin(scores[there], head.considered).all()
     return [tile for tile in range(-(-VOCAB // TILE)) if there[0, tile * TILE]]
 
 

@@ -30,19 +30,19 @@ def test_nothing_is_guessed_before_steps_were_seen():
 @pytest.mark.parametrize(("draft", "pays"), [(0.01, True), (0.03, True), (0.06, False)])
 def test_a_draft_s_step_has_to_bring_more_than_its_time_would(draft, pays):
     worth = measured(draft=draft, draft_row=0.0)
-    assert worth.pays([0.85], 1) == pays
+    assert worth.pays([0.85], 1, 1) == pays
 
 
 def test_rows_share_the_draft_s_step():
     worth = measured(step=0.5, draft=0.3, draft_row=0.0, rows=4)
-    assert not worth.pays([0.5], 1)
-    assert worth.pays([0.9] * 4, 4)
-    assert not worth.pays([0.0] * 4, 4)
+    assert not worth.pays([0.5], 4, 1)
+    assert worth.pays([0.9] * 4, 4, 4)
+    assert not worth.pays([0.0] * 4, 4, 4)
 
 
 def test_where_rows_are_dear_nothing_pays_and_it_is_seldom_asked():
     worth = measured(step=0.005, row=0.01, rows=32)
-    assert worth.row_price > 0.8
+    assert worth.row_price(32) > 0.8
     assert not any(worth.promising([0.9] * 32) for _ in range(3))
     assert [known for known in range(64) if not worth.rests(known)] == [0, 16, 32, 48]
 
@@ -110,3 +110,34 @@ def test_success_is_credited():
         worth.drafted(1, 0.02, new=True)
         worth.verified(OwnGuesses(), [0.99, 0.99], 2)
     assert worth._seconds > 1.0
+
+
+def test_rows_that_kernels_compute_together_are_told_from_those_that_begin_anew():
+    """Four rows take as long as one, the fifth as long again."""
+    worth = measured(draft=0.005, draft_row=0.0)
+    assert worth._times.added(4, 2) is None, "no step had six rows"
+    assert worth._times.added(1, 1) == pytest.approx(worth._times.added(1, 2) / 2), "nor two, but one and three"
+    for i in range(600):
+        rows = 1 + i % 6
+        worth.observe(rows, 1, 0.05 if rows <= 4 else 0.1)
+    assert worth.row_price(3) < 0.1 and worth.row_price(4) > 0.5
+    assert worth.row_price(2, 4) == pytest.approx(worth.row_price(4) / 4, rel=0.2)
+    assert worth.pays([0.6], 3, 1) and not worth.pays([0.6], 4, 1)
+    assert worth.row_price(200) > 0, "beyond what is told apart"
+    assert 0 < worth.value(OwnGuesses()) < 3
+
+
+def test_a_step_that_was_held_up_counts_as_two():
+    worth, calm = measured(), measured()
+    for seconds in (*[0.05] * 20, 9.0):
+        worth.observe(1, 1, seconds)
+        calm.observe(1, 1, min(seconds, 0.1))
+    assert worth._times.added(1, 2) == pytest.approx(calm._times.added(1, 2), rel=1e-3)
+
+
+def test_what_is_known_of_all_sizes_follows_the_machine_s_pace():
+    worth = measured(step=0.06, row=0.01)
+    before = worth._times.added(1, 4)
+    for _ in range(60):
+        worth.observe(1, 1, 0.035)
+    assert worth._times.added(1, 4) == pytest.approx(before / 2, rel=0.3)

@@ -27,8 +27,7 @@ class Always(DraftWorth):
     def rests(self, known):
         return False
 
-    @property
-    def row_price(self):
+    def row_price(self, rows, more=1):
         return 0.0
 
     def next_chance(self, own):
@@ -37,7 +36,7 @@ class Always(DraftWorth):
     def estimated(self, own, sure):
         return 1.0
 
-    def pays(self, chances, rows):
+    def pays(self, chances, rows, drafted):
         return True
 
     def worth_catching_up(self, missing, made):
