@@ -32,46 +32,43 @@ from tests.engine.drafting.measure import TASKS
 
 TEMPERATURES = (0.0, 0.8, 1.0)
 BLOCKS, BLOCK = 40, 32
-ROWS = 64  # of logits at a time
 
 
 class Texts:
-    """A model's texts, and what another says along them."""
+    """A model's texts, and what another says along them.
+
+    Args:
+        model: draws them.
+        draft: is asked for the same tokens.
+        width: how many ids both know.
+    """
 
     def __init__(self, model: Model, draft: Model, width: int) -> None:
         self._model, self._draft, self._width = model, draft, width
 
     @torch.inference_mode()
-    def drawn(self, prompt: list[int], temperature: float, tokens: int) -> list[int]:
-        """The prompt, and an answer of so many tokens with seed 0."""
-        ids, start = list(prompt), 0
+    def drawn(self, prompt: list[int], temperature: float, tokens: int) -> tuple[list[int], Tensor]:
+        """The prompt and an answer of so many tokens with seed 0, and the scores that it was drawn by: fp32 [tokens, width]."""
+        ids, start, scores = list(prompt), 0, []
         for _ in range(tokens):
-            logits = _logits(self._model, ids[start:], start)[-1:]
+            scores.append(self._scores(self._model, ids[start:], start, 1))
             start = len(ids)
-            ids.append(int(_drawn(logits[:, : self._width], temperature, range(start, start + 1))))
-        return ids
+            ids.append(int(_drawn(scores[-1], temperature, range(start, start + 1))))
+        return ids, torch.cat(scores)
 
     @torch.inference_mode()
-    def accepted(self, ids: list[int], prompt_length: int, temperature: float) -> tuple[float, float]:
-        """Along a text: how often coupled draws agree, and the mean of 1 - TV."""
-        places = range(prompt_length, len(ids))
-        agreed, shared = 0.0, 0.0
-        for first in range(places.start, places.stop, ROWS):
-            some = range(first, min(first + ROWS, places.stop))
-            both = [self._along(model, ids, some) for model in (self._model, self._draft)]
-            agreed += float((_drawn(both[0], temperature, some) == _drawn(both[1], temperature, some)).sum())
-            p, q = (_weights(each, temperature) for each in both)
-            shared += float(torch.minimum(p, q).sum())
-        return agreed / len(places), shared / len(places)
+    def accepted(self, ids: list[int], scores: Tensor, temperature: float) -> tuple[float, float]:
+        """Along a text with these scores for its last tokens: how often coupled draws agree, and the mean of 1 - TV."""
+        places = range(len(ids) - len(scores), len(ids))
+        others = self._scores(self._draft, ids[:-1], 0, len(scores))
+        agreed = _drawn(scores, temperature, places) == _drawn(others, temperature, places)
+        shared = torch.minimum(_weights(scores, temperature), _weights(others, temperature)).sum(-1)
+        return float(agreed.float().mean()), float(shared.mean())
 
-    def _along(self, model: Model, ids: list[int], places: range) -> Tensor:
-        """Scores of the tokens at these places, after all before them: fp32 [places, tokens that both know]."""
-        return _logits(model, ids[: places.stop - 1], 0)[-len(places) :, : self._width].clone()
-
-
-def _logits(model: Model, ids: list[int], start: int) -> Tensor:
-    chunk = SequenceInput(token_ids=ids, start=start, block_table=list(range(BLOCKS)), wanted=min(len(ids), ROWS))
-    return model.logits(model.forward([chunk]))
+    def _scores(self, model: Model, ids: list[int], start: int, rows: int) -> Tensor:
+        """After the last so many of these tokens: fp32 [rows, width]."""
+        chunk = SequenceInput(token_ids=ids, start=start, block_table=list(range(BLOCKS)), wanted=rows)
+        return model.logits(model.forward([chunk]))[:, : self._width].clone()
 
 
 def _weights(logits: Tensor, temperature: float) -> Tensor:
@@ -126,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for task in options.task or TASKS:
         prompt = encode(f"<|im_start|>user\n{TASKS[task]}<|im_end|>\n<|im_start|>assistant\n")
         for temperature in TEMPERATURES:
-            ids = texts.drawn(prompt, temperature, options.tokens)
-            coupled, shared = texts.accepted(ids, len(prompt), temperature)
+            ids, scores = texts.drawn(prompt, temperature, options.tokens)
+            coupled, shared = texts.accepted(ids, scores, temperature)
             part, right = looked_up(ids, len(prompt))
             said = f"{coupled:7.3f}  {shared:6.3f}  {coupled / shared:5.3f}  {right:12.3f}  {part:12.3f}"
             print(f"{task:9} {temperature:11.1f}  {said}", flush=True)
