@@ -23,6 +23,7 @@ _FIRST_SECONDS, _MOST_SECONDS = 1.0, 2.0
 _STEPS = 3  # that must have been seen before anything is guessed
 _MARGIN = 1.1
 _LEAST = 0.02
+_MEMORY = 0.98
 _LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of how sure a draft is, between which guesses count as alike
 _FIRST_CHANCES = (0.2, 0.4, 0.55, 0.7, 0.85, 0.92, 0.97)
 _PRIOR = 10.0
@@ -65,20 +66,28 @@ class StepTimes:
         self._seen[rows] += 1
         self._sizes[rows] += max(_SIZE, 1 / self._seen[rows]) * (seconds / self._pace - self._sizes[rows])
 
-    def added(self, rows: int, more: int) -> float | None:
-        """What so many more rows add; None if nothing is known of steps of as many, or of fewer and of more."""
-        few, many = self._of(rows), self._of(rows + more)
-        return None if few is None or many is None else max(0.0, many - few) * self._pace
+    def seconds(self, rows: int) -> float | None:
+        """What a step of so many rows takes; None if too few were seen."""
+        known = rows <= _TABLE and self._seen[rows] >= _ENOUGH
+        return self._sizes[rows] * self._pace if known else None
 
-    def _of(self, rows: int) -> float | None:
-        """What a step of so many rows takes; if none were seen, a place on the line between the next ones that were."""
+    def added(self, rows: int, more: int) -> float | None:
+        """What so many more rows add; None if steps of fewer than two sizes were seen."""
         seen = [each for each in range(1, _TABLE + 1) if self._seen[each] >= _ENOUGH]
-        below = max((each for each in seen if each <= rows), default=None)
-        above = min((each for each in seen if each >= rows), default=None)
-        if below is None or above is None:
+        if len(seen) < 2:
             return None
+        return max(0.0, self._of(rows + more, seen) - self._of(rows, seen)) * self._pace
+
+    def _of(self, rows: int, seen: Sequence[int]) -> float:
+        """A place on the line through the next sizes below and above that were seen; beyond all, through the first and the last."""
+        below = max((each for each in seen if each <= rows), default=seen[0])
+        above = min((each for each in seen if each >= rows), default=seen[0])
+        if below == above:
+            if below == rows:
+                return self._sizes[below]
+            above = seen[-1]
         low, high = self._sizes[below], self._sizes[above]
-        return low if below == above else low + (high - low) * (rows - below) / (above - below)
+        return low + (high - low) * (rows - below) / (above - below)
 
 
 @dataclass(slots=True)
@@ -107,6 +116,8 @@ class DraftWorth:
     def __init__(self) -> None:
         self._step, self._draft = RowPrice(), RowPrice()
         self._times = StepTimes()
+        self._streams = 0  # sequences of the step that is planned
+        self._made, self._plain, self._drafting = 0.0, 0.0, 0.0
         self._steps = 0
         self._hits = [_PRIOR * chance for chance in _FIRST_CHANCES]
         self._trials = [_PRIOR] * len(_FIRST_CHANCES)
@@ -123,15 +134,21 @@ class DraftWorth:
         self._steps += 1
         self._step.observe(rows, tokens, seconds)
         self._times.observe(rows, seconds)
+        usual = self._times.seconds(self._streams)
+        if usual is not None:
+            self._made = _MEMORY * self._made + tokens
+            self._plain = _MEMORY * self._plain + (seconds + self._drafting) * self._streams / usual
+        self._drafting = 0.0
         self._seconds = min(_MOST_SECONDS, self._seconds + _PART * seconds)
 
     def drafted(self, rows: int, seconds: float, *, new: bool) -> None:
         """A step of the draft's took so long; `new`: for guesses, not for KV that was missing."""
         self._draft.observe(rows, rows, seconds)
         self._step.spend(seconds)
+        self._drafting += seconds
         self._seconds -= seconds
         if new:
-            self._gained -= seconds * self._step.rate
+            self._gained -= seconds * self.rate
 
     def estimated(self, own: OwnGuesses, sure: float) -> float:
         """The chance of a guess of which the draft is so sure."""
@@ -149,7 +166,7 @@ class DraftWorth:
             self._hits[level] = _ALL * self._hits[level] + right
             self._trials[level] = _ALL * self._trials[level] + 1
             own.hits, own.expected = _OWN * own.hits + right, _OWN * own.expected + usual
-        rate = self._step.rate
+        rate = self.rate
         won = accepted - len(sure) * self._step.row_seconds * rate
         self._gained, self._spent_on = _ALL * self._gained + won, _ALL * self._spent_on + 1
         if rate:
@@ -161,11 +178,19 @@ class DraftWorth:
 
     # --- what is decided ---
 
+    @property
+    def rate(self) -> float:
+        """Tokens a second of as many sequences as the planned step has: without guesses, times what those brought of late."""
+        usual = self._times.seconds(self._streams)
+        if usual is None:
+            return self._step.rate
+        return self._streams / usual * (max(1.0, self._made / self._plain) if self._plain else 1.0)
+
     def row_price(self, rows: int, more: int = 1) -> float:
         """With what chance each of so many guesses must be right to be worth its row, in a step of so many rows besides."""
         added = self._times.added(rows, more)
         seconds = self._step.row_seconds if added is None else added / more
-        return max(_LEAST, _MARGIN * seconds * self._step.rate)
+        return max(_LEAST, _MARGIN * seconds * self.rate)
 
     def next_chance(self, own: OwnGuesses) -> float:
         """That of a guess that the draft has not made yet."""
@@ -179,11 +204,17 @@ class DraftWorth:
     def pays(self, chances: Sequence[float], rows: int, drafted: int) -> bool:
         """Whether guesses that are so likely are worth their rows, besides so many, and a step of the draft's of `drafted` rows."""
         price = self.row_price(rows, len(chances)) * len(chances)
-        return sum(chances) > price + _MARGIN * self._draft.seconds_of(drafted) * self._step.rate
+        return sum(chances) > price + _MARGIN * self._draft.seconds_of(drafted) * self.rate
 
-    def promising(self, chances: Sequence[float]) -> bool:
-        """Whether the first guesses for these sequences pay, if none lacks KV. Notes where they do not."""
-        pays = self.pays(chances, len(chances), len(chances))
+    def promising(self, chances: Sequence[float], streams: int) -> bool:
+        """Whether the first guesses for these sequences, of so many that the planned step has, pay, if none lacks KV.
+
+        It takes some steps of as many to know. Notes where they do not pay.
+        """
+        self._streams = streams
+        if streams <= _TABLE and self._times.seconds(streams) is None:
+            return False
+        pays = self.pays(chances, streams, len(chances))
         self._hopeless = 0 if pays else self._hopeless + 1
         return pays
 
@@ -192,11 +223,11 @@ class DraftWorth:
         seconds = missing * self._draft.row_seconds
         left = max(self._answer_tokens / self._answers - made, made / 2)
         gain = self._gained / self._spent_on * left
-        return gain > _MARGIN * seconds * self._step.rate or self._seconds > 2 * seconds
+        return gain > _MARGIN * seconds * self.rate or self._seconds > 2 * seconds
 
     def value(self, own: OwnGuesses) -> float:
         """Tokens that guesses for one sequence bring beyond their price."""
-        chance, price = self.next_chance(own), _MARGIN * self._draft.seconds_of(1) * self._step.rate
+        chance, price = self.next_chance(own), _MARGIN * self._draft.seconds_of(1) * self.rate
         value, count = 0.0, 1
         while count <= MOST_GUESSES and (won := chance**count - price - self.row_price(count)) > 0:
             value, count = value + won, count + 1

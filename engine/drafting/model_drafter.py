@@ -79,8 +79,9 @@ class ModelDrafter:
         """What the draft would go on with, for those whose KV it has or gets in this call."""
         found: dict[str, list[int]] = {}
         asked = [each for each in candidates if self._can(each) and not self._worth.rests(len(each.token_ids))]
-        if asked and self._worth.promising([self._worth.next_chance(self._own_of(each)) for each in asked]):
-            self._run(lambda: self._draft(asked, found))
+        chances = [self._worth.next_chance(self._own_of(each)) for each in asked]
+        if asked and self._worth.promising(chances, len(candidates)):
+            self._run(lambda: self._draft(asked, len(candidates), found))
         return [found.get(each.request_id, []) for each in candidates]
 
     def verified(self, request_id: str, proposed: int, accepted: int) -> None:
@@ -122,12 +123,11 @@ class ModelDrafter:
 
     # --- in the worker's thread ---
 
-    def _draft(self, candidates: Sequence[DraftCandidate], found: dict[str, list[int]]) -> None:
-        """Compute what is missing, then guess for those that lack nothing, a token each at a time."""
+    def _draft(self, candidates: Sequence[DraftCandidate], step: int, found: dict[str, list[int]]) -> None:
+        """Compute what is missing, then guess for those that lack nothing, a token each at a time. `step`: rows so far."""
         names = {each.request_id for each in candidates}
         ready = [each for candidate in candidates if (each := self._ready(candidate, names)) is not None]
         ready = self._catch_up(ready)
-        step = len(candidates)  # rows of the model's step
         while ready:
             price = self._worth.row_price(step, len(ready))
             ready = [each for each in ready if each.awaited(self._worth) > price]

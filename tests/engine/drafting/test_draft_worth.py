@@ -43,7 +43,7 @@ def test_rows_share_the_draft_s_step():
 def test_where_rows_are_dear_nothing_pays_and_it_is_seldom_asked():
     worth = measured(step=0.005, row=0.01, rows=32)
     assert worth.row_price(32) > 0.8
-    assert not any(worth.promising([0.9] * 32) for _ in range(3))
+    assert not any(worth.promising([0.9] * 32, 32) for _ in range(3))
     assert [known for known in range(64) if not worth.rests(known)] == [0, 16, 32, 48]
 
 
@@ -115,7 +115,10 @@ def test_success_is_credited():
 def test_rows_that_kernels_compute_together_are_told_from_those_that_begin_anew():
     """Four rows take as long as one, the fifth as long again."""
     worth = measured(draft=0.005, draft_row=0.0)
-    assert worth._times.added(4, 2) is None, "no step had six rows"
+    assert DraftWorth()._times.added(1, 1) is None
+    assert worth._times.added(4, 2) == pytest.approx(worth._times.added(1, 2)), (
+        "none had six rows: they go on as before"
+    )
     assert worth._times.added(1, 1) == pytest.approx(worth._times.added(1, 2) / 2), "nor two, but one and three"
     for i in range(600):
         rows = 1 + i % 6
@@ -141,3 +144,16 @@ def test_what_is_known_of_all_sizes_follows_the_machine_s_pace():
     for _ in range(60):
         worth.observe(1, 1, 0.035)
     assert worth._times.added(1, 4) == pytest.approx(before / 2, rel=0.3)
+
+
+def test_the_price_is_that_of_as_many_sequences_as_there_are_now():
+    """One sequence was guessed for, and it paid; eight come, of which each row takes as long as a step of one."""
+    worth = measured(draft=0.01, draft_row=0.0)
+    for i in range(60):
+        worth.observe(1 + i % 3, 1 + i % 3, 0.05 + 0.002 * (i % 3))
+        assert worth.promising([0.85], 1)
+    assert not worth.promising([0.85] * 8, 8), "nothing is known of eight"
+    for _ in range(4):
+        worth.observe(8, 8, 0.4)
+    assert not worth.promising([0.85] * 8, 8) and worth.row_price(8) > 0.9
+    assert worth.promising([0.85], 1), "and one again pays at once"

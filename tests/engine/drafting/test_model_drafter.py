@@ -39,6 +39,9 @@ class Always(DraftWorth):
     def pays(self, chances, rows, drafted):
         return True
 
+    def promising(self, chances, streams):
+        return True
+
     def worth_catching_up(self, missing, made):
         return True
 
