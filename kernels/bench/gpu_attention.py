@@ -7,6 +7,7 @@ tensors, and the fastest counts.
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,11 @@ from kernels.bench.lines import Lines, Result, Skipped
 from kernels.bench.timing import Timer, copies
 from kernels.gpu.attention import decode as decoding
 from kernels.gpu.attention import paged as chunks
+from kernels.gpu.attention.boxes import LEAST, by_boxes, refusal
 from kernels.gpu.attention.chunk_work import ChunkWork, plan_chunks
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.decode_work import plan_decode
-from kernels.gpu.attention.launch import Config, chip
+from kernels.gpu.attention.launch import Config, capability, chip
 from kernels.gpu.attention.paged import paged_attention
 
 BLOCK = 32
@@ -172,11 +174,30 @@ class AttentionBench:
         for count in stages:
             other = seconds(self._config(chunks.config_for, stages=count))
             yield Result(f"{name}, {count} stages", other, teraflop / other, teraflop / fused[best], "TFLOP/s")
+        yield from self._by_boxes(name, batch, seconds, teraflop, fused[best])
         peer = self._flashinfer_prefill(batch)
         if peer is not None:
             yield Result(f"{name}, of FlashInfer", ours, teraflop / ours, teraflop / peer, "TFLOP/s")
 
-    def _config(self, config_for: Callable[[int, int, int, int], Config], **changes: int) -> Config:
+    def _by_boxes(
+        self, name: str, batch: _Batch, seconds: Callable[[Config], float], teraflop: float, fused: float
+    ) -> Lines:
+        """The same by tensor descriptors, in several pipelines, relative to torch's; or why this chip or pool has none. What is
+        faster than pointers belongs into `boxes.FASTER`."""
+        chosen, pool = self._config(chunks.config_for), batch.kv[:, 0]
+        config = by_boxes(chosen, pool)
+        why = refusal(pool, config.keys)
+        if capability(self._timer.device) < LEAST:
+            why = f"the copy engine is there from compute capability {LEAST // 10}.0 on"
+        if why is not None:
+            yield Skipped(f"{name}, boxes", why)
+            return
+        for stages in sorted({3, 5, config.stages}):
+            taken = seconds(replace(config, stages=stages))
+            line = f"{name}, boxes of {config.keys} keys, {stages} stages"
+            yield Result(line, taken, teraflop / taken, teraflop / fused, "TFLOP/s")
+
+    def _config(self, config_for: Callable[[int, int, int, int], Config], **changes: Any) -> Config:
         shape = self._shape
         chosen = config_for(shape.heads // shape.kv_heads, shape.dim, shape.dtype.itemsize, chip(self._timer.device))
         return replace(chosen, **changes)

@@ -9,11 +9,13 @@ from dataclasses import fields, replace
 
 import torch
 
+from kernels.gpu.attention.boxes import by_boxes
 from kernels.gpu.attention.chunk_work import plan_chunks
 from kernels.gpu.attention.decode import decode_attention
 from kernels.gpu.attention.decode_work import plan_decode
+from kernels.gpu.attention.launch import chip
 from kernels.gpu.attention.merge_states import merge_states, reference_merge_states
-from kernels.gpu.attention.paged import paged_attention, tile_height
+from kernels.gpu.attention.paged import config_for, paged_attention, tile_height
 from kernels.gpu.attention.reference import reference_attention
 from kernels.gpu.kv.write_kv import reference_write_kv, write_kv
 from kernels.gpu.linear.quantized import quantized_linear, reference_quantized_linear
@@ -74,11 +76,22 @@ def check_decode(device, lengths, *, heads, dim, dtype, fp8=False, **options):
     batch.check(found, sums, **options)
 
 
-def check_paged(device, lengths, *, heads, dim, dtype, fp8=False, **options):
+def check_paged(device, lengths, *, heads, dim, dtype, fp8=False, boxes=False, **options):
     batch = Batch(device, lengths, heads=heads, dim=dim, dtype=dtype, fp8=fp8)
     sums = torch.full(batch.q.shape[:2], float("nan"), device=device)
+    config = None
+    if boxes:
+        where = batch.q.element_size(), chip(torch.device(device))
+        config = by_boxes(config_for(heads[0] // heads[1], dim, *where), batch.there[1])
+        assert config.boxes
     found = paged_attention(
-        *batch.there, scale=0.1, longest=batch.longest, scales=batch.scales_there, log_sums=sums, **options
+        *batch.there,
+        scale=0.1,
+        longest=batch.longest,
+        scales=batch.scales_there,
+        log_sums=sums,
+        config=config,
+        **options,
     )
     batch.check(found, sums, **options)
 

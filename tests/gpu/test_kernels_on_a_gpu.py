@@ -55,6 +55,20 @@ def test_chunks_and_single_tokens(device, options):
 @pytest.mark.parametrize(
     ("device", "options"),
     both(
+        [(SMALL | {"window": 100},)], [(LLAMA,), (LLAMA | {"window": 100, "soft_cap": 30.0},), (SMOLLM,), (WIDTHS[0],)]
+    ),
+)
+def test_chunks_in_boxes(device, options):
+    """By the copy engine of Hopper and later chips."""
+    if device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("there is no copy engine")
+    lengths = [(5, 18), (33, 70)] if device == "cpu" else [(33, 33), (1, 133), (5, 18), (300, 300), (129, 1500)]
+    checks.check_paged(device, lengths, boxes=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("device", "options"),
+    both(
         [(SMALL | {"heads": (2, 1)},)], [(LLAMA,), (LLAMA | {"fp8": True},), (SMOLLM,), *((case,) for case in WIDTHS)]
     ),
 )

@@ -29,6 +29,7 @@ class Config:
         stages: of the software pipeline.
         resident: of a persistent launch, which has as many programs as the chip holds: how many one multiprocessor holds at a time;
             0: the launch is none.
+        boxes: whether keys and values come as boxes of the pool, `keys` rows each (`boxes.describe`), and not by pointers.
     """
 
     tile: int
@@ -36,6 +37,7 @@ class Config:
     warps: int
     stages: int
     resident: int = 0
+    boxes: bool = False
 
     @property
     def registers(self) -> int | None:

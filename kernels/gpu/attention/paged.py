@@ -19,6 +19,7 @@ Floor: 4 * rows * (keys seen on average) * heads * dim operations over the tenso
 2.2 TFLOP, 2.8 ms at 790 TFLOP/s), or for few rows the keys and values once: 2 * kv_length * kv_heads * dim * bytes over bandwidth.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,9 +29,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.attention.attention_mass import attention_mass
+from kernels.gpu.attention.boxes import FASTER, by_boxes, describe
 from kernels.gpu.attention.chunk_tiles import find_piece, hand_in, keys_of_piece, visible_keys
 from kernels.gpu.attention.chunk_work import FIELDS, ChunkWork, most_states
-from kernels.gpu.attention.launch import MOST_REGISTERS, Config, Pool, chip, exponents, variants
+from kernels.gpu.attention.launch import MOST_REGISTERS, Config, Pool, capability, chip, exponents, variants
 from kernels.gpu.attention.tile import NOTHING, finish, sweep
 from kernels.gpu.runtime import INTERPRETED, Variant, operand
 from kernels.gpu.workspace import Part, Workspace, covering_bytes, scratch
@@ -89,6 +91,7 @@ def _paged_attention(
     arrived,
     states,
     sums,
+    boxes,
     sequences,
     window,
     inner,
@@ -155,36 +158,11 @@ def _paged_attention(
             else:
                 begin, end = right, high
             acc, top, total = sweep(
-                acc,
-                top,
-                total,
-                queries,
-                positions,
-                keys_of_head,
-                scales_of_head,
-                table,
-                begin,
-                end,
-                low,
-                high,
-                window,
-                inner,
-                outer,
-                stride_block,
-                stride_side,
-                stride_token,
-                stride_scale_block,
-                stride_scale_side,
-                BLOCK_N,
-                BLOCK_SIZE,
-                D,
-                D_PAD,
-                edge != 1,
-                CAUSAL,
-                WINDOWED,
-                SOFT_CAPPED,
-                INTERPRETED,
-            )
+                acc, top, total, queries, positions, keys_of_head, scales_of_head, table, begin, end, low, high, window,
+                inner, outer, stride_block, stride_side, stride_token, stride_scale_block, stride_scale_side,
+                BLOCK_N, BLOCK_SIZE, D, D_PAD, edge != 1, CAUSAL, WINDOWED, SOFT_CAPPED, INTERPRETED,
+                boxes, kv_head * (stride_head // D),
+            )  # fmt: skip
     result, log_sum = finish(acc, top, total)
     out += step_row.to(tl.int64) * stride_out_row + head * stride_out_head
     if log_sums is not None:
@@ -273,7 +251,9 @@ def paged_attention(
     out = torch.empty_like(q) if out is None else out
     if mass is not None and log_sums is None:
         log_sums = q.new_empty((rows, heads), dtype=torch.float32)
-    config = config or config_for(heads // kv_heads, dim, q.element_size(), chip(q.device), fp8=pool.scales is not None)
+    if config is None:
+        config = config_for(heads // kv_heads, dim, q.element_size(), chip(q.device), fp8=pool.scales is not None)
+        config = by_boxes(config, pool.kv) if capability(q.device) in FASTER else config
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
     states = sums = None
@@ -295,6 +275,7 @@ def paged_attention(
             None if work is None else work.arrived,
             states,
             sums,
+            describe(pool.kv, config),
             sequences,
             window,
             inner,
@@ -333,12 +314,22 @@ def _variants(
         config_for=partial(config_for, fp8=options.get("fp8", False)),
         pointers={"out": dtype, "items": "i32", "arrived": "i32", "states": "fp32", "sums": "fp32"},
         registers=MOST_REGISTERS if split else None,
-        absent=("log_sums",) if split else ("log_sums", "items", "arrived", "states", "sums"),
+        absent=("log_sums", "boxes") if split else ("log_sums", "boxes", "items", "arrived", "states", "sums"),
         **flags,
     )
 
 
-VARIANTS: tuple[Variant, ...] = (
+def _by_boxes(pointers: Variant) -> Variant:
+    """The same with keys and values from boxes, as `boxes.by_boxes` has it for a GPU."""
+    fixed = {name: value for name, value in pointers.constants.items() if name != "boxes"}
+    fixed["BLOCK_N"] = min(fixed["BLOCK_N"], fixed["BLOCK_SIZE"])
+    box = f"tensordesc<{pointers.signature['kv'].removeprefix('*')}[{fixed['BLOCK_N']},{fixed['D_PAD']}]>"
+    return replace(
+        pointers, name=f"{pointers.name} boxes", signature=dict(pointers.signature) | {"boxes": box}, constants=fixed
+    )
+
+
+_POINTERS: tuple[Variant, ...] = (
     *_variants("llama-8b bf16", 4, 128),
     *_variants("llama-8b fp16 blocks of 16", 4, 128, "fp16", block_size=16),
     *_variants("llama-8b bf16 window", 4, 128, WINDOWED=True),
@@ -359,3 +350,8 @@ VARIANTS: tuple[Variant, ...] = (
     *_variants("gemma-2 bf16 fp8", 2, 256, fp8=True),
     *_variants("gemma-2 bf16 fp8 window cap", 2, 256, fp8=True, WINDOWED=True, SOFT_CAPPED=True),
 )
+_BOXED = (
+    *("llama-8b bf16", "llama-8b fp16 blocks of 16", "llama-8b bf16 window cap", "llama-8b bf16 split"),
+    *("smollm2 bf16", "smollm2 bf16 split", "qwen-7b bf16", "dim 80 bf16"),
+)
+VARIANTS = (*_POINTERS, *(_by_boxes(each) for each in _POINTERS if each.name in _BOXED and each.archs == (90,)))

@@ -44,6 +44,32 @@ def block_ids(table, keys, seen, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
+def load_pointers(k_pointers, v_pointers, seen, inside, MASKED: tl.constexpr):
+    """(keys [D, N], values [N, D]); with MASKED those `seen` [N] and `inside` [D], and zeros."""
+    if MASKED:
+        k = tl.load(k_pointers, mask=seen[None, :] & inside[:, None], other=0.0)
+        v = tl.load(v_pointers, mask=seen[:, None] & inside[None, :], other=0.0)
+    else:
+        k = tl.load(k_pointers)
+        v = tl.load(v_pointers)
+    return k, v
+
+
+@triton.jit
+def load_boxes(
+    boxes, table, start, seen, head_row, block_rows, side_rows, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr
+):
+    """(keys [D, N], values [N, D]) from key `start` on, of one block. A box has all rows of its block, also those that were never
+    written: with MASKED values not `seen` are 0, as 0 times theirs may be NaN; of keys, scores are masked."""
+    row = head_row + tl.load(table + start // BLOCK_SIZE) * block_rows + start % BLOCK_SIZE
+    k = boxes.load([row, 0]).T
+    v = boxes.load([row + side_rows, 0])
+    if MASKED:
+        v = tl.where(seen[:, None], v, 0.0)
+    return k, v
+
+
+@triton.jit
 def scores(q, k, k_scale, inner, outer, SCALED: tl.constexpr, SOFT_CAPPED: tl.constexpr):
     """q [M, D] times k [D, N], scaled and capped: fp32 [M, N] in units of log2.
 
@@ -90,6 +116,8 @@ def sweep(
     WINDOWED: tl.constexpr,
     SOFT_CAPPED: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    boxes=None,  # `boxes.describe` of the pool, in boxes of BLOCK_N rows: keys and values come from there instead
+    head_row=0,  # this head's first row of keys in block 0
 ):
     """Take the keys of tiles [begin, end) into (acc, top, total).
 
@@ -104,17 +132,24 @@ def sweep(
             seen = (keys >= low) & (keys < high)
         else:
             seen = keys >= 0
-        block = block_ids(table, keys, seen, BLOCK_SIZE)
-        offsets = block * stride_block + (keys % BLOCK_SIZE) * stride_token
-        k_pointers = kv + offsets[None, :] + dims[:, None]
-        v_pointers = kv + stride_side + offsets[:, None] + dims[None, :]
-        if MASKED or D != D_PAD:
-            inside = dims < D
-            k = tl.load(k_pointers, mask=seen[None, :] & inside[:, None], other=0.0)
-            v = tl.load(v_pointers, mask=seen[:, None] & inside[None, :], other=0.0)
+        if boxes is not None:
+            k, v = load_boxes(
+                boxes,
+                table,
+                start,
+                seen,
+                head_row,
+                (stride_block // D).to(tl.int32),
+                stride_side // D,
+                BLOCK_SIZE,
+                MASKED,
+            )
         else:
-            k = tl.load(k_pointers)
-            v = tl.load(v_pointers)
+            block = block_ids(table, keys, seen, BLOCK_SIZE)
+            offsets = block * stride_block + (keys % BLOCK_SIZE) * stride_token
+            k_pointers = kv + offsets[None, :] + dims[:, None]
+            v_pointers = kv + stride_side + offsets[:, None] + dims[None, :]
+            k, v = load_pointers(k_pointers, v_pointers, seen, dims < D, MASKED or D != D_PAD)
         k_scale = 1.0
         if SCALED:
             k_scale = tl.load(scales + block * stride_scale_block, mask=seen, other=0.0)
@@ -135,6 +170,10 @@ def sweep(
             v_scale = tl.load(scales + stride_scale_side + block * stride_scale_block, mask=seen, other=0.0)
             p = p * v_scale[None, :]
         v = as_operand(v, q.dtype, INTERPRETED)
+        if (
+            MASKED and boxes is not None
+        ):  # a box has all rows of its block, and 0 times what was never written may be NaN
+            v = tl.where(seen[:, None], v, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
     return acc, top, total

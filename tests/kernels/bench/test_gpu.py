@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -70,11 +71,23 @@ def test_prefill_beside_each_of_torchs_kernels(monkeypatch, cached):
     assert [line.name for line in skipped] == [f"{name}, of torch's cuDNN"] and skipped[0].skipped
     lines = good([line for line in lines if isinstance(line, Result)])
     names = ["of torch's FlashAttention-2", "of torch (FlashAttention-2)", "3 stages", "5 stages"]
+    names += [f"boxes of 16 keys, {stages} stages" for stages in (2, 3, 5)]
     assert list(lines) == [f"{name}, {each}" for each in names]
     pairs = 2 * sum(cached + row + 1 for row in range(20))
     for line in lines.values():
         assert round(line.reached * line.seconds * 1e12) == 4 * pairs * 4 * 64
     assert {3, 5} < set(used)
+
+
+@pytest.mark.parametrize(
+    ("shape", "capability", "why"),
+    [(SHAPE, 80, "from compute capability 9.0"), (replace(SHAPE, dim=256), 90, "heads of 256")],
+)
+def test_why_there_are_no_boxes(monkeypatch, shape, capability, why):
+    monkeypatch.setattr("kernels.bench.gpu_attention.capability", lambda _: capability)
+    lines = list(AttentionBench(TIMER, shape, 1e9).prefill(1, 3))
+    assert [why in line.skipped for line in lines if isinstance(line, Skipped) and "boxes" in line.name] == [True]
+    assert not any("boxes" in line.name for line in lines if isinstance(line, Result))
 
 
 def test_the_faster_of_torchs_kernels_counts(monkeypatch):

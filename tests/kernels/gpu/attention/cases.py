@@ -103,8 +103,8 @@ def assert_close(found, wanted):
 def compiles(module, variant, arch):
     """Whether a variant builds for `arch` and fits it. In a process of its own: here, Triton interprets."""
     code = (
-        f"import {module.__name__} as module; from kernels.gpu.build import build\n"
-        f"wanted = [v for v in module.VARIANTS if v.name == {variant!r} and (not v.archs or {arch} in v.archs)]\n"
+        f"import {module.__name__} as module; from kernels.gpu.build import _configured_as, build\n"
+        f"wanted = [v for v in module.VARIANTS if v.name == {variant!r} and (not v.archs or _configured_as({arch}) in v.archs)]\n"
         f"assert build('', wanted[0], {arch}).fits"
     )
     environment = os.environ | {"TRITON_INTERPRET": "0"}
