@@ -7,13 +7,16 @@ step launched kernel by kernel, the host's time included, is printed beside it.
 
 import argparse
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from configs.model.config import ModelConfig
 from engine.gpu.graph_policy import GraphPlan, GraphShape
@@ -25,7 +28,13 @@ from engine.sequence_input import SequenceInput
 from kernels.bench.timing import Timer, copy_bandwidth
 
 BLOCK = 32
-SEQUENCES = (1, 32, 128)  # of the decode steps
+# Decode steps: sequences, keys of each, and keys of the first if it has others: one long among many short ones.
+DECODES = (
+    *((sequences, 1024, None) for sequences in (1, 32, 128, 256)),
+    *((sequences, 4096, None) for sequences in (1, 32, 128)),
+    (256, 1024, 40_000),
+)
+LEFT_FREE = 8 * 2**30  # bytes beside weights and pool
 
 LLAMA_3_8B = ModelConfig(
     architecture="llama",
@@ -65,6 +74,8 @@ class StepTime:
         floor: seconds that reading what the step reads takes at the measured bandwidth.
         graph: rows of its graph.
         eager: seconds from one step to the next without a graph; for single tokens.
+        host: seconds that the host takes to give the device the step, and on a graph waits for nothing.
+        kernels: (name, calls, seconds) of what takes the device longest, without a graph, which has no names.
     """
 
     name: str
@@ -75,6 +86,8 @@ class StepTime:
     floor: float
     graph: int | None = None
     eager: float | None = None
+    host: float | None = None
+    kernels: tuple[tuple[str, int, float], ...] = ()
 
 
 def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> GpuWeights:
@@ -116,7 +129,7 @@ class StepBench:
         tokens: int,
         bandwidth: float,
         *,
-        sequences: int = SEQUENCES[-1],
+        sequences: int = 256,
     ) -> None:
         self._config = config
         self._timer = timer
@@ -134,42 +147,73 @@ class StepBench:
         self._graphs = StepGraphs(self._model, self._plan, recorder, dtype)
         self._newest = torch.zeros(1, dtype=torch.int64, device=timer.device)
 
-    def decode(self, sequences: int, context: int) -> StepTime:
-        """One token per sequence, logits included.
+    @property
+    def tokens(self) -> int:
+        """That the pool holds."""
+        return len(self._pool.storage) * BLOCK
+
+    def decode(self, sequences: int, context: int, first: int | None = None) -> StepTime:
+        """One token per sequence at `context` keys, the first at `first`; logits included.
 
         Raises:
             RuntimeError: the step's graph could not be recorded.
         """
-        inputs, floor = self._step(sequences, 1, context)
+        inputs, floor = self._step([first or context] + [context] * (sequences - 1), 1)
         rows = self._plan.bucket(sequences)
         self._graphs.record(GraphShape("decode", rows))
         if self._plan.recorded(sequences) != rows:
             raise RuntimeError(f"no graph of {rows} rows")
-        seconds = self._timer.seconds(lambda _: self._model.logits(self._graphs.forward(inputs, self._newest)))
-        eager = self._wall(lambda: self._model.logits(self._model.forward(inputs)))
-        return StepTime(f"decode {sequences} at {context}", sequences, 1, context, seconds, floor, rows, eager)
+
+        def on_graph(_: int = 0) -> None:
+            self._model.logits(self._graphs.forward(inputs, self._newest))
+
+        def eagerly() -> None:
+            self._model.logits(self._model.forward(inputs))
+
+        return StepTime(
+            f"decode {sequences} at {context}" + (f", one at {first}" if first else ""),
+            sequences,
+            1,
+            context,
+            self._timer.seconds(on_graph),
+            floor,
+            rows,
+            self._wall(eagerly),
+            self._host(on_graph),
+            kernel_table(eagerly, self._timer.device),
+        )
 
     def prefill(self, rows: int) -> StepTime:
         """One prompt's chunk. Its floor counts bytes only: read it as the time of a step, not as a ratio."""
-        inputs, floor = self._step(1, rows, rows)
+        inputs, floor = self._step([rows], rows)
         seconds = self._timer.seconds(lambda _: self._model.logits(self._model.forward(inputs)))
         return StepTime(f"prefill {rows}", 1, rows, rows, seconds, floor)
 
-    def _step(self, sequences: int, rows: int, context: int) -> tuple[list[SequenceInput], float]:
+    def _step(self, contexts: Sequence[int], rows: int) -> tuple[list[SequenceInput], float]:
         """A step over blocks in random order, and its floor in seconds."""
-        blocks = -(-context // BLOCK)
         order = torch.randperm(len(self._pool.storage), generator=torch.Generator().manual_seed(0)).tolist()
+        ends = list(accumulate(-(-context // BLOCK) for context in contexts))
         inputs = [
             SequenceInput(
                 token_ids=[(index + row) % self._config.vocab_size for row in range(rows)],
                 start=context - rows,
-                block_table=order[index * blocks : (index + 1) * blocks],
+                block_table=order[begin:end],
                 wanted=1,
             )
-            for index in range(sequences)
+            for index, (context, begin, end) in enumerate(zip(contexts, [0, *ends], ends, strict=False))
         ]
-        size = self._weight_bytes + sequences * context / BLOCK * self._pool.storage[0].nbytes
+        size = self._weight_bytes + sum(contexts) / BLOCK * self._pool.storage[0].nbytes
         return inputs, size / self._bandwidth
+
+    def _host(self, work: Callable[[], object]) -> float:
+        """The median of the seconds that the host takes for a call on an idle device."""
+        taken = []
+        for _ in range(self._timer.rounds):
+            self._wait()
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
 
     def _wall(self, work: Callable[[], object]) -> float:
         """Seconds from one call to the next, the host's time included; a first call is not counted."""
@@ -186,12 +230,40 @@ class StepBench:
             torch.cuda.synchronize(self._timer.device)
 
 
-def steps(bench: StepBench) -> Iterator[StepTime]:
-    """All steps of the table."""
-    for sequences in SEQUENCES:
-        yield bench.decode(sequences, 1024)
+def kernel_table(work: Callable[[], object], device: torch.device, most: int = 8) -> tuple[tuple[str, int, float], ...]:
+    """(name, calls, seconds of the device) of a call's kernels, the dearest first; of torch's operations where there is no GPU."""
+    gpu = device.type == "cuda"
+    activity = ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU
+    with profile(activities=[activity], acc_events=True) as profiler:
+        work()
+        if gpu:
+            torch.cuda.synchronize(device)
+    found = [
+        (event.key, event.count, (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e6)
+        for event in profiler.key_averages()
+    ]
+    return tuple(sorted(found, key=lambda each: -each[2])[:most])
+
+
+def steps(bench: StepBench) -> Iterator[StepTime | str]:
+    """All steps of the table; of those that the pool does not hold, what they need."""
+    for sequences, context, first in DECODES:
+        tokens = sequences * context + (first or 0)
+        if tokens > bench.tokens:
+            yield f"decode {sequences} at {context}: left out, {tokens:,} tokens are needed and {bench.tokens:,} fit"
+        else:
+            yield bench.decode(sequences, context, first)
     for rows in (512, 2048):
         yield bench.prefill(rows)
+
+
+def pool_tokens(config: ModelConfig, free: int) -> int:
+    """Of a pool in 16 bits for the largest step, or for as much as `free` bytes hold beside the weights."""
+    most = max(sequences * context + (first or 0) for sequences, context, first in DECODES)
+    inner = 3 * config.intermediate_size + 2 * (config.heads + config.kv_heads) * config.head_dim
+    weights = 2 * config.hidden_size * (config.layers * inner + 2 * config.vocab_size)
+    token = 2 * config.layers * 2 * config.kv_heads * config.head_dim
+    return max(min(most, (free - weights - LEFT_FREE) // token), BLOCK)
 
 
 def main() -> int:
@@ -204,14 +276,21 @@ def main() -> int:
         return 1
     timer = Timer(torch.device("cuda", 0))
     bandwidth = copy_bandwidth(timer)
-    bench = StepBench(LLAMA_3_8B, timer, torch.bfloat16, 128 * 1024 + 4096, bandwidth)
+    config = replace(LLAMA_3_8B, max_position=131_072)
+    bench = StepBench(config, timer, torch.bfloat16, pool_tokens(config, torch.cuda.mem_get_info()[0]), bandwidth)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {bandwidth / 1e9:.0f} GB/s")
-    lines = []
+    lines: list[dict[str, object]] = []
     for line in steps(bench):
+        if isinstance(line, str):
+            print(line)
+            lines.append({"left_out": line})
+            continue
         lines.append(asdict(line))
         eager = "" if line.eager is None else f"  without a graph {1e3 * line.eager:8.2f} ms"
         ratio = f"floor {1e3 * line.floor:8.2f} ms  x {line.seconds / line.floor:.2f}"
-        print(f"{line.name:24}{1e3 * line.seconds:9.2f} ms  {ratio}{eager}", flush=True)
+        if line.host is not None:
+            eager += f"  host {1e3 * line.host:6.2f} ms"
+        print(f"{line.name:36}{1e3 * line.seconds:9.2f} ms  {ratio}{eager}", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "steps": lines}, indent=1))
     return 0
