@@ -89,6 +89,7 @@ docs: $(RUNTIME) ## write the generated pages of docs/ and the generated files o
 	$(BIN)/python -m server.telemetry.metrics > docs/metrics.md
 	$(BIN)/python -m server.monitoring.files
 	$(BIN)/python -m engine.bench.counted --into docs/gpu.md
+	$(BIN)/python -m kernels.bench.measured --into docs/gpu.md
 
 clean: ## remove .venv, builds and caches
 	rm -rf $(VENV) .clients-venv .peers kernels/cpu/csrc/build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
