@@ -18,7 +18,7 @@ HEAD = ("| what | beside | wanted | measured |", "| :--- | :--- | ---: | ---: |"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MeasuredRow:
     """One line of the table.
 
     Attributes:
@@ -35,17 +35,17 @@ class Row:
 
 
 ROWS = (
-    Row("decode attention, 64 x 4096", "copy bandwidth", "0.92 or more"),
-    Row("decode attention, 1 x 8192", "copy bandwidth"),
-    Row("decode attention, 1 x 131072", "copy bandwidth"),
-    Row("prefill attention, 1 x 16384 on 0, of torch's FlashAttention-2", "its operations per second"),
-    Row("prefill attention, 1 x 16384 on 0, of torch's cuDNN", "its operations per second"),
-    Row("prefill attention, 1 x 16384 on 0, boxes of 32 keys, 5 stages", "the faster of these"),
-    Row("prefill attention, 1 x 32 on 131072, of torch's FlashAttention-2", "its operations per second"),
-    Row("W4A16 Q4_0, 1 x 4096 x 14336", "copy bandwidth"),
-    Row("W4A16 Q4_0, 64 x 4096 x 14336, of 16 bits", "operations per second in 16 bits"),
+    MeasuredRow("decode attention, 64 x 4096", "copy bandwidth", "0.92 or more"),
+    MeasuredRow("decode attention, 1 x 8192", "copy bandwidth"),
+    MeasuredRow("decode attention, 1 x 131072", "copy bandwidth"),
+    MeasuredRow("prefill attention, 1 x 16384 on 0, of torch's FlashAttention-2", "its operations per second"),
+    MeasuredRow("prefill attention, 1 x 16384 on 0, of torch's cuDNN", "its operations per second"),
+    MeasuredRow("prefill attention, 1 x 16384 on 0, boxes of 32 keys, 5 stages", "the faster of these"),
+    MeasuredRow("prefill attention, 1 x 32 on 131072, of torch's FlashAttention-2", "its operations per second"),
+    MeasuredRow("W4A16 Q4_0, 1 x 4096 x 14336", "copy bandwidth"),
+    MeasuredRow("W4A16 Q4_0, 64 x 4096 x 14336, of 16 bits", "operations per second in 16 bits"),
     *(
-        Row(f"decode {step}", "what its bytes take", "1.15 or less", "steps")
+        MeasuredRow(f"decode {step}", "what its bytes take", "1.15 or less", "steps")
         for step in (
             "1 at 1024",
             "32 at 1024",

@@ -292,7 +292,7 @@ def paged_attention(
             INTERPRETED=INTERPRETED,
             num_warps=config.warps,
             num_stages=config.stages,
-            maxnreg=None if work is None else MOST_REGISTERS,
+            maxnreg=MOST_REGISTERS if config.boxes or work is not None else None,
         )
     if mass is not None and log_sums is not None:
         where = (row_starts, kv_lengths, block_tables, mass)
@@ -324,9 +324,9 @@ def _by_boxes(pointers: Variant) -> Variant:
     fixed = {name: value for name, value in pointers.constants.items() if name != "boxes"}
     fixed["BLOCK_N"] = min(fixed["BLOCK_N"], fixed["BLOCK_SIZE"])
     box = f"tensordesc<{pointers.signature['kv'].removeprefix('*')}[{fixed['BLOCK_N']},{fixed['D_PAD']}]>"
-    return replace(
-        pointers, name=f"{pointers.name} boxes", signature=dict(pointers.signature) | {"boxes": box}, constants=fixed
-    )
+    signature = dict(pointers.signature) | {"boxes": box}
+    name = f"{pointers.name} boxes"
+    return replace(pointers, name=name, signature=signature, constants=fixed, registers=MOST_REGISTERS)
 
 
 _POINTERS: tuple[Variant, ...] = (

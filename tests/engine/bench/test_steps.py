@@ -64,7 +64,7 @@ def test_the_graphs_step_is_the_one_without(monkeypatch):
     assert bench._pool.storage.std() > 0.9
 
 
-class Pool:
+class AskedSteps:
     """As far as `steps` asks."""
 
     def __init__(self, tokens):
@@ -79,11 +79,11 @@ class Pool:
 
 
 def test_steps_that_the_pool_does_not_hold_are_named():
-    small = Pool(200 * 1024)
+    small = AskedSteps(200 * 1024)
     lines = [line for line in steps(small) if isinstance(line, str)]
     assert len(small.asked) + len(lines) == len(DECODES)
     assert lines[0] == "decode 256 at 1024: left out, 262,144 tokens are needed and 204,800 fit"
-    large = Pool(10**6)
+    large = AskedSteps(10**6)
     assert not any(isinstance(line, str) for line in steps(large)) and large.asked == list(DECODES)
 
 

@@ -86,7 +86,7 @@ def test_the_chips_choice(monkeypatch):
     """Pointers until boxes were measured to be faster; then boxes, where a pool can be read so."""
     case, used, kernel = Case([(3, 20)], heads=(2, 1)), [], paged._paged_attention
 
-    class Watched:
+    class LaunchArguments:
         def __getitem__(self, grid):
             def launch(*arguments, **constants):
                 used.append((arguments[12], constants["BLOCK_N"]))
@@ -94,7 +94,7 @@ def test_the_chips_choice(monkeypatch):
 
             return launch
 
-    monkeypatch.setattr(paged, "_paged_attention", Watched())
+    monkeypatch.setattr(paged, "_paged_attention", LaunchArguments())
     attend(case, None)
     monkeypatch.setattr(paged, "FASTER", frozenset({90}))
     attend(case, None)
