@@ -56,7 +56,7 @@ class Declaration(BaseModel):
     model_impl: Literal["auto", "headrace", "transformers"] = Field(
         "auto",
         description="Whose code computes the model. `headrace`: a family of its own. `transformers`: the classes of the installed "
-        "transformers over headrace's blocks, on a CPU in fp32, many times slower. `auto`: those where there is no family.",
+        "transformers (an extra) over headrace's blocks, on a CPU in fp32, many times slower. `auto`: those only without a family.",
         json_schema_extra=MODEL,
     )
     chat_template: str | None = Field(

@@ -45,7 +45,17 @@ def describe(folder: Path, ends: Callable[[int], tuple[EndToken, ...]]) -> Model
     if type(config) not in classes:
         raise ModelError(f"{folder.name}: transformers has no class that generates text by {config.model_type}.")
     cls: Any = classes[type(config)]
-    _refuse(folder, config, cls)
+    try:
+        _refuse(folder, config, cls)
+        return _description(config, ends)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{folder.name}: transformers' description of {config.model_type} lacks a size or has it for each layer: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _description(config: Any, ends: Callable[[int], tuple[EndToken, ...]]) -> ModelConfig:
     heads = int(config.num_attention_heads)
     window = getattr(config, "sliding_window", None)
     layers = int(config.num_hidden_layers)

@@ -5,6 +5,7 @@ import pkgutil
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ def encoder_family_of(config: EncoderConfig) -> EncoderFamily:
     return known[config.architecture]
 
 
+_INSTALL = "pip install 'headrace[transformers]'"
 Implementation = Literal["auto", "headrace", "transformers"]
 
 
@@ -79,12 +81,23 @@ def read_description(source: ModelSource, by: Implementation = "auto") -> ModelC
         raw, known = read_json(source.path / "config.json"), known_encoders()
         name = raw.get("model_type")
         if isinstance(name, str) and name in known:
+            if by == "transformers":
+                raise ModelError(
+                    f"{source.name}: --model-impl transformers computes decoders, and {name} is an encoder; leave it out."
+                )
             return encoder_from_hf(raw, name, known[name].hf, read_pooling(source.path))
-        if by == "transformers" or (by == "auto" and name not in known_families()):
+        if by == "transformers" and not _installed():
+            raise ModelError(f"--model-impl transformers needs it: {_INSTALL}.")
+        if by == "transformers" or (by == "auto" and name not in known_families() and _installed()):
             return _by_transformers(source.path, raw)
     elif by == "transformers":
         raise ModelError(f"{source.name}: --model-impl transformers reads Hugging Face folders, not GGUF files.")
     return read_config(source)
+
+
+def _installed() -> bool:
+    """Whether transformers is there; it is an extra, as no family needs it."""
+    return find_spec("transformers") is not None
 
 
 def _by_transformers(folder: Path, raw: dict[str, Any]) -> ModelConfig:
@@ -123,8 +136,9 @@ def read_hf_config(raw: dict[str, object], generation: dict[str, object], names:
     """The description in the JSON files of a Hugging Face folder; raises what `read_config` does."""
     name, known = Fields(raw, "config.json").text("model_type", "unnamed"), known_families()
     if name not in known:
+        how = "use --model-impl auto" if _installed() else _INSTALL
         error = _unknown("config.json", name, (*known, *known_encoders()))
-        raise ModelError(f"{error} With --model-impl transformers its own class may compute it, slowly.")
+        raise ModelError(f"{error} transformers' own class may compute it, slowly: {how}.")
     return config_from_hf(raw, generation, names, name, known[name].hf)
 
 

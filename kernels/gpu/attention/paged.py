@@ -253,7 +253,7 @@ def paged_attention(
         log_sums = q.new_empty((rows, heads), dtype=torch.float32)
     if config is None:
         config = config_for(heads // kv_heads, dim, q.element_size(), chip(q.device), fp8=pool.scales is not None)
-        config = by_boxes(config, pool.kv) if capability(q.device) in FASTER else config
+        config = by_boxes(config, pool.kv) if FASTER and capability(q.device) in FASTER else config
     height = config.tile // (heads // kv_heads)
     tiles = min(rows // height + sequences, -(-longest // height) * sequences)
     states = sums = None

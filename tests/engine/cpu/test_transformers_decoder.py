@@ -17,6 +17,7 @@ from engine.cpu.memory_plan import plan_memory
 from engine.cpu.model import ExactModel
 from engine.cpu.worker import CpuWorker
 from engine.gpu.formats import GPU
+from engine.models import registry
 from engine.models.registry import known_families, read_description
 from engine.start import Starter
 from scheduler.types.messages import MemoryPlan
@@ -191,6 +192,10 @@ REFUSED = {
         {**SHAPE, "model_type": "mixtral", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
         "turns positions of type dynamic by the longest sequence of a step, so that one request would change another's",
     ),
+    "a width for each layer": (
+        {**SHAPE, "model_type": "mixtral", "num_attention_heads": 0},
+        "description of mixtral lacks a size or has it for each layer",
+    ),
     "nobody's": ({**SHAPE, "model_type": "brandnew"}, "neither a family here nor transformers reads it: .*brandnew"),
     "quantized": (
         {**SHAPE, "model_type": "mixtral", "quantization_config": {"quant_method": "gptq"}},
@@ -207,7 +212,7 @@ def test_what_our_blocks_cannot_hold_is_refused_by_name(tmp_path, what):
 
 
 def test_headrace_alone_refuses_what_it_does_not_describe(made):
-    with pytest.raises(ModelError, match=r"'mixtral' is not implemented; known: .*--model-impl transformers"):
+    with pytest.raises(ModelError, match=r"'mixtral' is not implemented; known: .*slowly: use --model-impl auto"):
         read_description(made("mixtral")[1], "headrace")
 
 
@@ -271,6 +276,23 @@ def test_a_gpu_refuses_it_by_name(made):
         ModelError, match="the GPU kernels compute no mixtral models, which here only transformers' classes do"
     ):
         GPU.check(config)
+
+
+def test_without_transformers_it_says_how_to_get_it(made, monkeypatch):
+    """It is an extra: plain serving needs nothing of it."""
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match=r"'mixtral' is not implemented; .*slowly: pip install 'headrace\[transformers\]'"
+    ):
+        read_description(made("mixtral")[1])
+    with pytest.raises(ModelError, match=r"--model-impl transformers needs it: pip install 'headrace\[transformers\]'"):
+        read_description(made("mixtral")[1], "transformers")
+
+
+def test_an_encoder_is_not_left_to_transformers(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ModelError, match="computes decoders, and bert is an encoder"):
+        read_description(resolve_model(str(tmp_path)), "transformers")
 
 
 def test_a_gguf_file_is_read_by_families_alone(smollm2_source):
