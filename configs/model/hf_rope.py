@@ -25,6 +25,8 @@ _READ = {  # by type, beside what all of them read
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", _LENGTH},
     "yarn": {"factor", _LENGTH, "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
 }
+# Of longrope, which early files of Phi-3 call `yarn` or `su`: transformers goes by the class, and the type alone would mislead.
+_EACH_FREQUENCY = ("short_factor", "long_factor")
 _THETA = 10000.0  # where a file gives none
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -134,6 +136,10 @@ def _rotation(fields: Fields, form: str, raw: Any, max_position: int, theta: flo
     kind = rope.text("rope_type", rope.text("type", "default"))
     if kind not in _READ:
         raise ModelError(f"{_WHERE}: {form}: the type {kind!r} is not implemented; known: {', '.join(_READ)}.")
+    if factors := sorted(key for key in _EACH_FREQUENCY if raw.get(key) is not None):
+        raise ModelError(
+            f"{_WHERE}: {form}: {' and '.join(factors)} for each frequency are not implemented (longrope)."
+        )
     unread = {key for key, value in raw.items() if value is not None} - _ALWAYS - _READ[kind]
     if unread:
         log.warning("%s: %s: the type %r does not read %s", _WHERE, form, kind, ", ".join(sorted(unread)))

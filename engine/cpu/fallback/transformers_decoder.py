@@ -29,7 +29,7 @@ class TransformersDecoder:
         source: a Hugging Face folder.
         config: its description.
         load_format: `dummy`: random weights.
-        pool: in whose first block one token is computed, to see that the model computes what its description says.
+        pool: in whose first two blocks short texts are computed, to see that the model computes what its description says.
 
     Raises:
         ModelError: the files do not fit, or attention needs what ours does not compute.
@@ -46,9 +46,8 @@ class TransformersDecoder:
         prefix = self._model.base_model_prefix
         self._body: Any = getattr(self._model, prefix)
         self._given = Given()
-        setattr(
-            self._model, prefix, self._given
-        )  # what comes after the body is computed for rows that are wanted alone
+        # What comes after the body is computed for the rows alone that are wanted.
+        setattr(self._model, prefix, self._given)
         self._try(source, pool)
 
     @torch.inference_mode()

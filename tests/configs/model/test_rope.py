@@ -71,6 +71,10 @@ def test_settings_that_agree_are_read_as_transformers_reads_them(name):
         ({"rope_scaling": "linear"}, "rope_scaling object"),
         ({"rope_parameters": [LINEAR]}, "rope_parameters object"),
         ({"rope_parameters": {"sliding_attention": LINEAR, "full_attention": None}}, "rope_parameters per layer type"),
+        (
+            {"rope_scaling": {"type": "yarn", "short_factor": [1.0], "long_factor": [2.0]}},
+            "rope_scaling short_factor long_factor for each frequency longrope",
+        ),
         ({"rope_scaling": {"type": "ntk"}}, "rope_scaling ntk known: default, linear, llama3, yarn"),
         ({"rope_scaling": {"rope_type": 7}}, "rope_type not a string"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rotary factor greater than 0"),

@@ -12,7 +12,7 @@ from configs.model.config import Rotation
 from configs.model.source import ModelError, resolve_model
 from engine.models.registry import read_config
 from tests import tiny_models
-from tests.engine.loading.test_loading import add, close, loaded, logits, reference, reordered
+from tests.engine.loading.test_loading import add, add_sizes, close, loaded, logits, reference, reordered
 from tests.tiny_models import TINY, Tiny, rope
 
 # Recipes that say what llama.cpp knows by the architecture, and keys that its converter writes.
@@ -68,17 +68,7 @@ def written(path, model, finish=lambda writer: None):
 
 
 def describe(writer, config):
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_key_length(dim)
-    writer.add_value_length(dim)
+    dim = add_sizes(writer, config)
     full = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(full["rope_theta"])
     writer.add_rope_dimension_count(int(dim * full.get("partial_rotary_factor", 1)))

@@ -187,6 +187,22 @@ def reordered(rows, heads):
     return rows.reshape(heads, 2, dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def add_sizes(writer, config):
+    """What llama.cpp's converter says of every model. Returns the width of a head."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    return head_dim
+
+
 def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: None, vectors=Kind.F32, **split):
     """The model as llama.cpp's converter lays it out; matrices as `kind` (or as it says for a name), the rest as `vectors`.
 
@@ -195,18 +211,8 @@ def write_gguf(path, model, kind=Kind.F32, tensors=None, finish=lambda writer: N
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch, **split)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
     finish(writer)
     tied = config.tie_word_embeddings
     for name, tensor in (tensors or model.state_dict()).items():
